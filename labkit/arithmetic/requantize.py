@@ -1,0 +1,191 @@
+"""From a 32-bit accumulator back to a few bits, under a rounding rule that has a name (docs/arithmetic.md, section 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.errors import BoundError, QuantizationError
+
+__all__ = ["Requantizer", "RoundingRule", "round_half_away", "scale_and_round"]
+
+_INT32 = np.iinfo(np.int32)
+
+
+class RoundingRule(Enum):
+    """How ``multiplier * accumulator`` becomes an integer. Equations 13 to 18 of docs/arithmetic.md, in this order.
+
+    SINGLE : one rounding in int64, ties towards +infinity. The default of labkit.
+    GEMMLOWP : two roundings, ties of the second away from zero (gemmlowp; the reference kernels of LiteRT).
+    GEMMLOWP_UP : two roundings, ties towards +infinity in both (ruy, LiteRT's optimised kernels).
+    DYADIC : one rounding in int64, ties to even (HAWQ-V3's b / 2**c, exact).
+    FLOAT32_EVEN : product in float32, ties to even (ONNX Runtime, FBGEMM, QNNPACK, XNNPACK).
+    FLOAT64_AWAY : product in float64, ties away from zero (LiteRT's reference fully-connected).
+    """
+
+    SINGLE = "single"
+    GEMMLOWP = "gemmlowp"
+    GEMMLOWP_UP = "gemmlowp_up"
+    DYADIC = "dyadic"
+    FLOAT32_EVEN = "float32_even"
+    FLOAT64_AWAY = "float64_away"
+
+    @property
+    def is_integer_only(self) -> bool:
+        """True when no floating-point operation is needed at run time."""
+        return self not in (RoundingRule.FLOAT32_EVEN, RoundingRule.FLOAT64_AWAY)
+
+
+@dataclass(frozen=True)
+class Requantizer:
+    """``q = clamp(round(multiplier * accumulator) + zero_point)`` under a named rule (eq. 10).
+
+    rule : the `RoundingRule`.
+    multiplier : `FixedPointMultiplier` for the integer rules; float32 or float64 array (shape () or (C,)) for the float ones.
+    zero_point : of the output, an int in -128..255.
+    clamp : lowest and highest output, zero point included; a fused ReLU raises the lowest.
+    zero_point_inside : the zero point is added before rounding. Matters only for ties of FLOAT32_EVEN and FLOAT64_AWAY.
+
+    Raises
+    ------
+    QuantizationError
+        The form of the multiplier does not fit the rule, or the clamp is empty or outside -128..255.
+    """
+
+    rule: RoundingRule
+    multiplier: FixedPointMultiplier | NDArray[np.float32] | NDArray[np.float64]
+    zero_point: int
+    clamp: tuple[int, int]
+    zero_point_inside: bool = False
+
+    def __post_init__(self) -> None:
+        wanted: object = {RoundingRule.FLOAT32_EVEN: np.float32, RoundingRule.FLOAT64_AWAY: np.float64}.get(
+            self.rule, FixedPointMultiplier
+        )
+        given = (
+            type(self.multiplier) if isinstance(self.multiplier, FixedPointMultiplier) else self.multiplier.dtype.type
+        )
+        if given is not wanted:
+            raise QuantizationError(f"The rule {self.rule.name} takes a multiplier of {wanted}, got {given}.")
+        low, high = self.clamp
+        if not -128 <= low <= high <= 255:
+            raise QuantizationError(f"A clamp must run upwards inside -128..255, got {low}..{high}.")
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels with a multiplier of their own, or None where one serves the whole tensor."""
+        shape = (
+            self.multiplier.mantissa.shape
+            if isinstance(self.multiplier, FixedPointMultiplier)
+            else self.multiplier.shape
+        )
+        return shape[0] if shape else None
+
+    def apply(self, accumulator: NDArray[np.integer], axis: int = 1) -> NDArray[np.int32]:
+        """Integers of the output grid from exact sums.
+
+        Parameters
+        ----------
+        accumulator : integer array, any shape
+            Exact sums, within int32.
+        axis : int
+            The channel axis, along which per-channel multipliers run.
+
+        Returns
+        -------
+        int32 array of the same shape, within ``clamp``.
+
+        Raises
+        ------
+        BoundError
+            A sum does not fit int32.
+        """
+        inside = self.zero_point if self.zero_point_inside else 0
+        rounded = scale_and_round(accumulator, self.multiplier, self.rule, axis, inside)
+        return np.clip(rounded + (self.zero_point - inside), *self.clamp).astype(np.int32)
+
+
+def scale_and_round(
+    accumulator: NDArray[np.integer],
+    multiplier: FixedPointMultiplier | NDArray[np.float32] | NDArray[np.float64],
+    rule: RoundingRule,
+    axis: int = 1,
+    addend: int = 0,
+) -> NDArray[np.int64]:
+    """``round(multiplier * accumulator + addend)`` under ``rule`` (eqs. 13 to 18), int64, the shape of ``accumulator``.
+
+    ``multiplier`` runs along ``axis`` where it has channels. ``addend`` is the zero point of rules that add it before rounding.
+
+    Raises
+    ------
+    BoundError
+        A sum does not fit int32, or the left shift of a GEMMLOWP rule would leave it.
+    """
+    x = np.asarray(accumulator, np.int64)
+    if x.size and (x.min() < _INT32.min or x.max() > _INT32.max):
+        raise BoundError(
+            f"An accumulator must fit int32, got {x.min()}..{x.max()}. The layer sums too many products for 32 bits."
+        )
+
+    def along(parameter: NDArray[np.generic]) -> NDArray[np.generic]:
+        return parameter.reshape([-1 if i == axis else 1 for i in range(x.ndim)]) if parameter.ndim else parameter
+
+    if rule is RoundingRule.FLOAT32_EVEN:
+        product = x.astype(np.float32) * along(np.asarray(multiplier, np.float32))
+        return np.rint(product + np.float32(addend)).astype(np.int64)
+    if rule is RoundingRule.FLOAT64_AWAY:
+        return round_half_away(x.astype(np.float64) * along(np.asarray(multiplier, np.float64)) + addend)
+    assert isinstance(multiplier, FixedPointMultiplier)
+    mantissa = along(multiplier.mantissa.astype(np.int64))
+    exponent = along(multiplier.exponent.astype(np.int64))
+    if rule is RoundingRule.SINGLE:
+        return _shift_half_up(x * mantissa, 31 - exponent) + addend
+    if rule is RoundingRule.DYADIC:
+        return _shift_half_even(x * mantissa, 31 - exponent) + addend
+    lifted = x << np.maximum(exponent, 0)
+    if lifted.size and (lifted.min() < _INT32.min or lifted.max() > _INT32.max):
+        raise BoundError(
+            f"{rule.name} shifts the accumulator left before multiplying, and the result does not fit int32. "
+            f"Use the rule SINGLE for multipliers above 1."
+        )
+    right = np.maximum(-exponent, 0)
+    if rule is RoundingRule.GEMMLOWP:
+        high = _saturating_rounding_doubling_high_mul(lifted, mantissa)
+        return _rounding_divide_by_power_of_two(high, right) + addend
+    high = (lifted * mantissa + (1 << 30)) >> 31
+    return np.where(right > 0, _shift_half_up(high, np.maximum(right, 1)), high) + addend
+
+
+def round_half_away(real: NDArray[np.floating]) -> NDArray[np.int64]:
+    """The nearest integer to each ``real`` (any shape), ties away from zero; |real| below 2**52."""
+    return (np.sign(real) * np.floor(np.abs(real) + 0.5)).astype(np.int64)
+
+
+def _shift_half_up(x: NDArray[np.int64], shift: NDArray[np.generic]) -> NDArray[np.int64]:
+    """``floor(x / 2**shift + 1/2)`` for shift 1..62; |x| < 2**62, so adding half of 2**shift stays in int64."""
+    return (x + (np.int64(1) << (shift - 1))) >> shift  # type: ignore[no-any-return, operator]
+
+
+def _shift_half_even(x: NDArray[np.int64], shift: NDArray[np.generic]) -> NDArray[np.int64]:
+    """``x / 2**shift`` to nearest, ties to even: half-up, less 1 where a tie came out odd."""
+    up = _shift_half_up(x, shift)
+    tie = (x & ((np.int64(1) << shift) - 1)) == (np.int64(1) << (shift - 1))  # type: ignore[operator]
+    return up - (tie & (up & 1 == 1))
+
+
+def _saturating_rounding_doubling_high_mul(a: NDArray[np.int64], b: NDArray[np.generic]) -> NDArray[np.int64]:
+    """gemmlowp: ``(a * b + nudge) / 2**31`` with C's division, which truncates. b >= 0, so nothing saturates."""
+    product = a * b  # type: ignore[operator]
+    nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    return np.where(nudged >= 0, nudged >> 31, -(-nudged >> 31))
+
+
+def _rounding_divide_by_power_of_two(x: NDArray[np.int64], exponent: NDArray[np.generic]) -> NDArray[np.int64]:
+    """gemmlowp: ``x / 2**exponent`` to nearest, ties away from zero."""
+    mask = (np.int64(1) << exponent) - 1  # type: ignore[operator]
+    threshold = (mask >> 1) + (x < 0)
+    return (x >> exponent) + ((x & mask) > threshold)  # type: ignore[no-any-return, operator]

@@ -1,0 +1,133 @@
+"""Run an `IntGraph` one node at a time through a `KernelSet`: slow, readable, and open to your own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.errors import InputError
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode
+from labkit.kernels.kernel_set import KernelSet
+
+__all__ = ["run_nodes"]
+
+
+def run_nodes(
+    graph: IntGraph, inputs: Mapping[str, NDArray[np.float32]], kernels: KernelSet
+) -> dict[str, NDArray[np.generic]]:
+    """Every node's result by name, in the layout (N, C, H, W).
+
+    Parameters
+    ----------
+    graph : the integer network
+    inputs : float32 [N, ...] by the name of each input node
+    kernels : the functions to use
+
+    Returns
+    -------
+    integer arrays in each tensor's own dtype, float32 after a Dequantize node
+
+    Raises
+    ------
+    InputError
+        A kernel returned another shape than the graph declares, or integers outside the tensor's grid.
+    """
+    results: dict[str, NDArray[np.generic]] = {}
+    for node in graph:
+        if isinstance(node.op, int_ops.Quantize):
+            spec, params = node.output.quantized
+            results[node.name] = kernels["quantize"](inputs[node.name], params, spec)
+            continue
+        results[node.name] = _stored(node, _compute(graph, node, [results[name] for name in node.inputs], kernels))
+    return results
+
+
+def _compute(
+    graph: IntGraph, node: IntNode, arrays: list[NDArray[np.generic]], kernels: KernelSet
+) -> NDArray[np.generic]:
+    op, x = node.op, arrays[0]
+    specs = [tensor.quantized for tensor in graph.inputs_of(node)]
+    zero_points = [int(params.zero_point) for _, params in specs]
+    result: NDArray[np.generic]
+    if isinstance(op, int_ops.Conv2d):
+        result = kernels["conv2d"](
+            x,
+            op.weight.values,
+            op.bias,
+            input_zero_point=zero_points[0],
+            weight_zero_point=op.weight.params.zero_point,
+            requantizer=op.requantizer,
+            stride=op.stride,
+            padding=op.padding,
+            dilation=op.dilation,
+            groups=op.groups,
+        )
+    elif isinstance(op, int_ops.Linear):
+        result = kernels["linear"](
+            x,
+            op.weight.values,
+            op.bias,
+            input_zero_point=zero_points[0],
+            weight_zero_point=op.weight.params.zero_point,
+            requantizer=op.requantizer,
+        )
+    elif isinstance(op, int_ops.MaxPool2d):
+        _, height, width = node.output.shape
+        result = kernels["max_pool2d"](
+            x, kernel=op.kernel, stride=op.stride, padding=op.padding, dilation=op.dilation, output_size=(height, width)
+        )
+    elif isinstance(op, int_ops.AveragePool2d):
+        result = kernels["average_pool2d"](
+            x,
+            input_zero_point=zero_points[0],
+            kernel=op.kernel,
+            stride=op.stride,
+            padding=op.padding,
+            requantizer=op.requantizer,
+        )
+    elif isinstance(op, int_ops.Add):
+        result = kernels["add"](
+            x,
+            arrays[1],
+            zero_points=(zero_points[0], zero_points[1]),
+            multipliers=op.multipliers,
+            shift=op.shift,
+            output_zero_point=op.zero_point,
+            clamp=op.clamp,
+        )
+    elif isinstance(op, int_ops.Concat):
+        result = kernels["concat"](arrays, zero_points=zero_points, requantizers=op.requantizers)
+    elif isinstance(op, int_ops.Requantize):
+        result = kernels["requantize"](x, input_zero_point=zero_points[0], requantizer=op.requantizer)
+    elif isinstance(op, int_ops.Flatten):
+        result = kernels["flatten"](x)
+    else:
+        spec, params = specs[0]
+        result = kernels["dequantize"](x, params, spec)
+    return result
+
+
+def _stored(node: IntNode, result: NDArray[np.generic]) -> NDArray[np.generic]:
+    """``result`` in the dtype of the node's tensor, checked: a function of yours may have returned anything."""
+    array = np.asarray(result)
+    if array.shape[1:] != node.output.shape:
+        raise InputError(
+            f"{node.name}: the kernel returned shape {array.shape}, but {('N', *node.output.shape)} is needed. "
+            f"Check the output size that it computes."
+        )
+    spec = node.output.spec
+    if spec is None:
+        return array.astype(np.float32, copy=False)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise InputError(
+            f"{node.name}: the kernel returned {array.dtype}, but integers are needed. Round and cast its result."
+        )
+    if array.size and (array.min() < spec.qmin or array.max() > spec.qmax):
+        raise InputError(
+            f"{node.name}: the kernel returned {array.min()}..{array.max()}, outside the grid {spec.qmin}..{spec.qmax}. "
+            f"Clamp its result."
+        )
+    return array.astype(spec.dtype, copy=False)

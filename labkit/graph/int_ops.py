@@ -1,0 +1,119 @@
+"""Operations of an `IntGraph`: integers, requantizers and window sizes; nothing that computes.
+
+Weights are in PyTorch's layouts; biases are int32 at scale S_w * S_x (eq. 8).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.affine import QTensor
+from labkit.arithmetic.requantize import Requantizer
+from labkit.graph.shapes import Padding
+
+__all__ = [
+    "Add",
+    "AveragePool2d",
+    "Concat",
+    "Conv2d",
+    "Dequantize",
+    "Flatten",
+    "IntOp",
+    "Linear",
+    "MaxPool2d",
+    "Quantize",
+    "Requantize",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Quantize:
+    """The border in: real float32 of ``shape`` (without the batch axis) to integers (eq. 2)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Dequantize:
+    """The border out: integers to real float32 (eq. 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2d:
+    """weight [O, C / groups, kH, kW], bias int32 [O]; padding stands for real 0, that is for the input's zero point."""
+
+    weight: QTensor
+    bias: NDArray[np.int32]
+    requantizer: Requantizer
+    stride: tuple[int, int]
+    padding: Padding
+    dilation: tuple[int, int]
+    groups: int
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """weight [O, I], bias int32 [O]."""
+
+    weight: QTensor
+    bias: NDArray[np.int32]
+    requantizer: Requantizer
+
+
+@dataclass(frozen=True, eq=False)
+class MaxPool2d:
+    """The largest integer of each window; input and output have the same scale."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding
+    dilation: tuple[int, int]
+    ceil_mode: bool
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool2d:
+    """The integer sum of each window, requantized; 1 / (kH * kW) is part of the multiplier (eq. 21)."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding
+    requantizer: Requantizer
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """Two tensors of differing scales, summed and rounded once (eq. 19): ``multipliers`` int32 [2], one ``shift``.
+
+    ``q = clamp(((a - Z_a) m_0 + (b - Z_b) m_1 + 2**(shift - 1)) >> shift) + zero_point)``
+    """
+
+    multipliers: NDArray[np.int32]
+    shift: int
+    zero_point: int
+    clamp: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Concat:
+    """Tensors joined along the channel axis, each requantized to the output's scale by its own requantizer (eq. 20)."""
+
+    requantizers: tuple[Requantizer, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Requantize:
+    """The same tensor at another scale or under a clamp (a ReLU that could not be fused)."""
+
+    requantizer: Requantizer
+
+
+@dataclass(frozen=True, eq=False)
+class Flatten:
+    """All axes after the batch become one."""
+
+
+IntOp = Quantize | Dequantize | Conv2d | Linear | MaxPool2d | AveragePool2d | Add | Concat | Requantize | Flatten

@@ -1,0 +1,125 @@
+"""Steps that turn one `FloatGraph` into a simpler one with the same result. Each returns a new graph.
+
+`simplify` is what quantization starts from: no identities, batch norm folded, activations fused, no dead nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.graph import float_ops
+from labkit.graph.float_ops import Activation
+from labkit.graph.ir import FloatGraph, FloatNode
+
+__all__ = ["fold_batch_norm", "fold_into", "fuse_activations", "remove_dead_nodes", "remove_identities", "simplify"]
+
+
+def simplify(graph: FloatGraph) -> FloatGraph:
+    """``graph`` without identities and dead nodes, batch norm folded, activations fused where they can be."""
+    return fuse_activations(fold_batch_norm(remove_dead_nodes(remove_identities(graph))))
+
+
+def remove_identities(graph: FloatGraph) -> FloatGraph:
+    """Drop nodes of ``graph`` that do nothing; whoever took their result takes what they were given."""
+    return _merge_into_producer(
+        graph, lambda node: isinstance(node.op, float_ops.Identity), lambda producer, _: producer
+    )
+
+
+def remove_dead_nodes(graph: FloatGraph) -> FloatGraph:
+    """Drop nodes of ``graph`` whose result reaches no output."""
+    needed = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    kept = tuple(n for n in graph.nodes if n.name in needed or isinstance(n.op, float_ops.Input))
+    return FloatGraph(kept, graph.outputs)
+
+
+def fold_batch_norm(graph: FloatGraph) -> FloatGraph:
+    """Fold each batch norm of ``graph`` into the convolution or linear layer before it (eqs. 22 and 23).
+
+    Where the layer's result is also used elsewhere, or there is no such layer, the batch norm becomes a depthwise
+    1x1 convolution of its own, so that quantization meets no batch norm at all.
+    """
+
+    def foldable(node: FloatNode) -> bool:
+        if not isinstance(node.op, float_ops.BatchNorm2d):
+            return False
+        producer = graph[node.inputs[0]]
+        alone = len(graph.consumers(producer.name)) == 1 and producer.name not in graph.outputs
+        return alone and isinstance(producer.op, float_ops.Conv2d | float_ops.Linear)
+
+    def fold(producer: FloatNode, node: FloatNode) -> FloatNode:
+        assert isinstance(producer.op, float_ops.Conv2d | float_ops.Linear)
+        assert isinstance(node.op, float_ops.BatchNorm2d)
+        weight, bias = fold_into(producer.op.weight, producer.op.bias, node.op)
+        return replace(producer, op=replace(producer.op, weight=weight, bias=bias))
+
+    folded = _merge_into_producer(graph, foldable, fold)
+    return FloatGraph(tuple(_stand_alone(node) for node in folded.nodes), folded.outputs)
+
+
+def fold_into(
+    weight: NDArray[np.float32], bias: NDArray[np.float32] | None, norm: float_ops.BatchNorm2d
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """``w' = w g`` and ``b' = beta + (b - mean) g`` with ``g = gamma / sqrt(variance + epsilon)`` (eqs. 22, 23).
+
+    ``weight`` is [C, ...] with the normalised channels first, ``bias`` [C] or None for 0, ``norm`` the frozen batch norm.
+    Computed in float64, rounded once to float32.
+    """
+    gain = norm.gamma.astype(np.float64) / np.sqrt(norm.variance.astype(np.float64) + norm.epsilon)
+    before = np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
+    scaled = weight.astype(np.float64) * gain.reshape([-1] + [1] * (weight.ndim - 1))
+    shifted = norm.beta.astype(np.float64) + (before - norm.mean.astype(np.float64)) * gain
+    return scaled.astype(np.float32), shifted.astype(np.float32)
+
+
+def fuse_activations(graph: FloatGraph) -> FloatGraph:
+    """Make each ReLU or ReLU6 of ``graph`` the ``activation`` of the node before it, where that node requantizes anyway."""
+    carriers = (float_ops.Conv2d, float_ops.Linear, float_ops.Add, float_ops.AveragePool2d)
+
+    def fusable(node: FloatNode) -> bool:
+        if not isinstance(node.op, float_ops.Relu):
+            return False
+        producer = graph[node.inputs[0]]
+        alone = len(graph.consumers(producer.name)) == 1 and producer.name not in graph.outputs
+        return alone and isinstance(producer.op, carriers) and producer.activation is Activation.NONE
+
+    def fuse(producer: FloatNode, node: FloatNode) -> FloatNode:
+        assert isinstance(node.op, float_ops.Relu)
+        return replace(producer, activation=node.op.kind)
+
+    return _merge_into_producer(graph, fusable, fuse)
+
+
+def _stand_alone(node: FloatNode) -> FloatNode:
+    if not isinstance(node.op, float_ops.BatchNorm2d):
+        return node
+    channels = node.op.gamma.shape[0]
+    weight, bias = fold_into(np.ones((channels, 1, 1, 1), np.float32), None, node.op)
+    op = float_ops.Conv2d(weight, bias, (1, 1), ((0, 0), (0, 0)), (1, 1), channels)
+    return replace(node, op=op)
+
+
+def _merge_into_producer(
+    graph: FloatGraph,
+    wanted: Callable[[FloatNode], bool],
+    merge: Callable[[FloatNode, FloatNode], FloatNode],
+) -> FloatGraph:
+    """Replace (producer, node) by ``merge(producer, node)`` for each ``wanted`` node; the producer carries its name."""
+    kept: dict[str, FloatNode] = {}
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        moved = replace(node, inputs=tuple(renamed.get(name, name) for name in node.inputs))
+        if not wanted(node):
+            kept[node.name] = moved
+            continue
+        producer = kept[moved.inputs[0]]
+        kept[producer.name] = replace(merge(producer, moved), carries=(*producer.carries, node.name, *node.carries))
+        renamed[node.name] = producer.name
+    return FloatGraph(tuple(kept.values()), tuple(renamed.get(name, name) for name in graph.outputs))

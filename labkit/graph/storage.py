@@ -1,0 +1,167 @@
+"""``.lab`` files: a magic word, a version, a JSON header that describes the graph, and a safetensors body with its arrays.
+
+    offset 0   8 bytes  b"labkit\\0\\n"
+           8   4 bytes  version, little-endian
+          12   8 bytes  length of the header in bytes
+          20            header, UTF-8 JSON: the SHA-256 of the body and the graph's nodes
+                        body, safetensors
+
+Nothing in a file is executed: the header names classes from a fixed list, and arrays are plain numbers. Weights of four
+bits or fewer are packed two to a byte.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.packing import pack_int4, unpack_int4
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.errors import LabkitError, ModelError
+from labkit.files import write_atomically
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode, Tensor
+
+__all__ = ["VERSION", "dumps", "load", "loads", "save"]
+
+MAGIC = b"labkit\0\n"
+VERSION = 1
+_HEAD = struct.Struct("<8sIQ")
+_LARGEST_HEADER = 64 * 2**20
+
+_CLASSES = {
+    cls.__name__: cls
+    for cls in (IntNode, Tensor, QuantSpec, QParams, PerTensor, PerAxis, FixedPointMultiplier, Requantizer)
+    + tuple(getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp")
+}
+
+
+def save(graph: IntGraph, path: str | Path) -> None:
+    """Write ``graph`` to ``path``, whole or not at all.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    """
+    write_atomically(path, dumps(graph))
+
+
+def load(path: str | Path) -> IntGraph:
+    """Read and validate the graph in the ``.lab`` file at ``path``.
+
+    Raises
+    ------
+    ModelError
+        There is no such file, or it is not a whole ``.lab`` file of a version that this labkit reads.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ModelError(f"Cannot read {path}: {error.strerror or error}. Give the path of a .lab file.") from error
+    return loads(data, str(path))
+
+
+def dumps(graph: IntGraph) -> bytes:
+    """``graph`` as the bytes of a ``.lab`` file; equal graphs give equal bytes."""
+    from safetensors.numpy import save as save_tensors
+
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    nodes = [_encode(node, node.name, arrays) for node in graph.nodes]
+    body = save_tensors(arrays)
+    header = {
+        "sha256": hashlib.sha256(body).hexdigest(),
+        "outputs": list(graph.outputs),
+        "notes": dict(graph.notes),
+        "nodes": nodes,
+    }
+    text = json.dumps(header, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _HEAD.pack(MAGIC, VERSION, len(text)) + text + body
+
+
+def loads(data: bytes, name: str = "the data") -> IntGraph:
+    """The graph in ``data``, the bytes of a ``.lab`` file called ``name`` in errors.
+
+    Raises
+    ------
+    ModelError
+        The bytes are truncated, damaged, of another kind or of a newer version.
+    """
+    from safetensors.numpy import load as load_tensors
+
+    if len(data) < _HEAD.size or data[:8] != MAGIC:
+        raise ModelError(
+            f"{name} is not a .lab file: it does not start with labkit's mark. Make one with `labkit quantize`."
+        )
+    _, version, length = _HEAD.unpack_from(data)
+    if version != VERSION:
+        raise ModelError(
+            f"{name} has version {version}, this labkit reads version {VERSION}. Quantize the network again."
+        )
+    if length > min(len(data) - _HEAD.size, _LARGEST_HEADER):
+        raise ModelError(f"{name} is cut off inside its header. Copy it again, or quantize the network again.")
+    body = data[_HEAD.size + length :]
+    try:
+        header = json.loads(data[_HEAD.size : _HEAD.size + length])
+        if hashlib.sha256(body).hexdigest() != header["sha256"]:
+            raise ModelError(f"{name} is damaged: its body does not match its checksum. Copy it again.")
+        arrays = load_tensors(body)
+        nodes = tuple(_decode(node, arrays) for node in header["nodes"])
+        return IntGraph(nodes, tuple(header["outputs"]), header["notes"])
+    except LabkitError as error:
+        raise ModelError(error if name in str(error) else f"{name} does not hold a sound network. {error}") from error
+    except Exception as error:  # whatever a hostile header provokes, the file is at fault
+        raise ModelError(
+            f"{name} does not hold a sound network ({type(error).__name__}: {error}). Quantize the network again."
+        ) from error
+
+
+def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, QTensor):
+        encoded = {"class": "QTensor", "spec": _encode(value.spec, path, arrays), "shape": list(value.values.shape)}
+        packed = value.spec.bits <= 4
+        arrays[f"{path}.values"] = pack_int4(value.values) if packed else np.ascontiguousarray(value.values)
+        return encoded | {"values": f"{path}.values", "params": _encode(value.params, path, arrays)}
+    if isinstance(value, np.ndarray):
+        arrays[path] = np.array(value, order="C")  # ascontiguousarray would give a scalar an axis
+        return {"array": path}
+    if isinstance(value, Enum):
+        return {"enum": value.value}
+    if dataclasses.is_dataclass(value):
+        fields = {
+            f.name: _encode(getattr(value, f.name), f"{path}.{f.name}", arrays) for f in dataclasses.fields(value)
+        }
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, tuple):
+        return [_encode(item, f"{path}.{i}", arrays) for i, item in enumerate(value)]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(value, list):
+        return tuple(_decode(item, arrays) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if "array" in value:
+        return arrays[value["array"]]
+    if "enum" in value:
+        return RoundingRule(value["enum"])
+    if value["class"] == "QTensor":
+        spec: QuantSpec = _decode(value["spec"], arrays)
+        values, shape = arrays[value["values"]], tuple(value["shape"])
+        if spec.bits <= 4:
+            values = unpack_int4(values, shape, spec.signed)
+        if values.shape != shape:
+            raise ModelError(f"{value['values']} has shape {values.shape}, {shape} is declared.")
+        return QTensor(values, _decode(value["params"], arrays), spec)
+    fields = {key: _decode(item, arrays) for key, item in value.items() if key != "class"}
+    return _CLASSES[value["class"]](**fields)

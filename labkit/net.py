@@ -1,0 +1,160 @@
+"""`IntegerNet`: an integer network that can be run, traced, printed and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.errors import InputError
+from labkit.graph import storage
+from labkit.graph.ir import IntGraph
+from labkit.kernels.kernel_set import REFERENCE, KernelSet
+
+if TYPE_CHECKING:
+    from labkit.engine.prepare import Prepared
+
+__all__ = ["IntegerNet", "load"]
+
+NODE_BY_NODE_BATCH = 64  # images at a time, so that memory does not grow with the number of images
+
+
+class IntegerNet:
+    """An integer network. Real numbers enter and leave at its borders; all between is integer.
+
+    graph : the frozen `IntGraph`.
+    """
+
+    def __init__(self, graph: IntGraph) -> None:
+        self.graph = graph
+        self._prepared: Prepared | None = None
+
+    def __str__(self) -> str:
+        return str(self.graph)
+
+    __repr__ = __str__
+
+    def run(self, x: Any, kernels: str | KernelSet = "numba") -> Any:
+        """The network's output.
+
+        Parameters
+        ----------
+        x : array or tensor [N, ...], or a dict of them by input name
+            Float32 (float64 and integers are converted), any batch size, in the layout of the module the net was made from.
+        kernels : "numba", "reference" or a KernelSet
+            The fast tier, the readable one, or your own functions node by node. All give the same integers.
+
+        Returns
+        -------
+        float32 array [N, ...], or a dict by output name where there are several
+
+        Raises
+        ------
+        InputError
+            Wrong shape or type, unknown input or kernels.
+        QuantizationError
+            ``x`` holds a NaN.
+        """
+        results = self._results(self._inputs(x), kernels, only_outputs=True)
+        outputs = {name: results[name] for name in self.graph.outputs}
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    def trace(self, x: Any, kernels: str | KernelSet = "numba") -> dict[str, NDArray[np.generic]]:
+        """Copies of every node's tensor by name, and by the names of the nodes that were fused into it.
+
+        ``x`` and ``kernels`` as in `run`. Integers in the tensor's own dtype, float32 after the last node; the
+        layout is (N, C, H, W).
+
+        Raises
+        ------
+        InputError, QuantizationError
+            As `run`.
+        """
+        return self._results(self._inputs(x), kernels, only_outputs=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the net to a ``.lab`` file at ``path``, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        storage.save(self.graph, path)
+
+    def _inputs(self, x: Any) -> dict[str, NDArray[np.float32]]:
+        names = self.graph.inputs
+        given: Mapping[Any, Any] = x if isinstance(x, Mapping) else {names[0]: x}
+        if set(given) != set(names):
+            raise InputError(f"The net takes the inputs {', '.join(names)}, got {', '.join(map(str, given))}.")
+        checked = {name: _checked(name, given[name], self.graph[name].output.shape) for name in names}
+        if len({len(array) for array in checked.values()}) > 1:
+            raise InputError(
+                "All inputs must have one batch size, got "
+                + ", ".join(f"{n}: {len(a)}" for n, a in checked.items())
+                + "."
+            )
+        return checked
+
+    def _results(
+        self, inputs: dict[str, NDArray[np.float32]], kernels: str | KernelSet, only_outputs: bool
+    ) -> dict[str, NDArray[np.generic]]:
+        if kernels == "numba":
+            from labkit.engine.prepare import prepare
+            from labkit.engine.run import run, trace
+
+            if self._prepared is None:
+                self._prepared = prepare(self.graph)
+            return run(self._prepared, inputs) if only_outputs else trace(self._prepared, inputs)
+        if kernels == "reference":
+            kernels = REFERENCE
+        if not isinstance(kernels, KernelSet):
+            raise InputError(f'kernels must be "numba", "reference" or a KernelSet, got {kernels!r}.')
+        return self._run_nodes(inputs, kernels, only_outputs)
+
+    def _run_nodes(
+        self, inputs: dict[str, NDArray[np.float32]], kernels: KernelSet, only_outputs: bool
+    ) -> dict[str, NDArray[np.generic]]:
+        from labkit.engine.node_by_node import run_nodes
+
+        size = len(next(iter(inputs.values())))
+        wanted = self.graph.outputs if only_outputs else tuple(node.name for node in self.graph)
+        parts = []
+        for start in range(0, max(size, 1), NODE_BY_NODE_BATCH):
+            batch = {name: array[start : start + NODE_BY_NODE_BATCH] for name, array in inputs.items()}
+            results = run_nodes(self.graph, batch, kernels)
+            parts.append({name: results[name] for name in wanted})
+        whole = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+        if only_outputs:
+            return whole
+        return {name: whole[carrier] for name, carrier in self.graph.carriers().items()}
+
+
+def load(path: str | Path) -> IntegerNet:
+    """Read an integer network from the ``.lab`` file at ``path``.
+
+    Raises
+    ------
+    ModelError
+        There is no such file, or it is not a whole ``.lab`` file of a version that this labkit reads.
+    """
+    return IntegerNet(storage.load(path))
+
+
+def _checked(name: str, x: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    if hasattr(x, "detach"):
+        x = x.detach().cpu().numpy()
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiu":
+        raise InputError(f"Input {name!r} must hold numbers, got {array.dtype}.")
+    if array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        hint = (
+            " Add a batch axis: x[None]."
+            if array.shape == shape
+            else " Resize the images, or take the network made for them."
+        )
+        raise InputError(f"Input {name!r} must have shape {('N', *shape)}, got {array.shape}.{hint}")
+    return np.ascontiguousarray(array, np.float32)

@@ -1,0 +1,216 @@
+"""`verify`: compare every parameter and every tensor of an integer net with PyTorch's own computation of them."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from labkit import __version__
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.errors import ModelError
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode
+from labkit.net import IntegerNet
+from labkit.parity.emulate_torch import Emulation
+from labkit.parity.report import Comparison, Difference, ParityReport
+from labkit.parity.restate_torch import run_graph
+from labkit.quantization.calibration import Calibration, image_batches
+from labkit.quantization.plan import BitPlan
+
+__all__ = ["parameters_of", "verify"]
+
+
+def verify(
+    net: IntegerNet,
+    module: nn.Module | None,
+    x: Any,
+    kernels: Any = "numba",
+    progress: Callable[[int], None] | None = None,
+) -> ParityReport:
+    """Compare ``net`` with an integer emulation in PyTorch, with tolerance 0.
+
+    Parameters
+    ----------
+    net : IntegerNet
+    module : torch.nn.Module or None
+        The float module that the net was made from: weights, scales, biases and multipliers are derived from it and from the
+        saved calibration and bit plan alone. None: the net's own integers are run in PyTorch (proves execution only).
+    x : array or tensor [N, ...], or any iterable of them
+        Images in the module's float32 input layout.
+    kernels : as in `IntegerNet.run`
+        The tier that is judged.
+    progress : called with the number of images compared so far
+
+    Returns
+    -------
+    ParityReport
+        With the first differing element, or the number of elements among which none differs.
+
+    Raises
+    ------
+    ModelError
+        The net has no saved calibration, or was not made from this module.
+    InputError
+        An image does not fit the net.
+    """
+    tally = _Tally()
+    graph = net.graph
+    emulation = None if module is None else _emulation(graph, module)
+    if emulation is not None:
+        for node in graph:
+            if not isinstance(node.op, int_ops.Dequantize):
+                _compare_parameters(tally, node, emulation.parameters.get(node.name))
+        for name in emulation.parameters:
+            if name not in {node.name for node in graph}:
+                tally.missing(f"node {name}", "present", "absent")
+    images = 0
+    for batch in image_batches(x):
+        got = net.trace(batch, kernels=kernels)
+        for name, expected in _expected(graph, emulation, torch.from_numpy(batch)).items():
+            tally.tensor(f"{name}", expected, got[name], images)
+        images += len(batch)
+        if progress is not None:
+            progress(images)
+    against = "an integer emulation in PyTorch, " + (
+        f"derived from the float module {type(module).__name__}"
+        if module is not None
+        else "from the net's own integers"
+    )
+    subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
+    return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions())
+
+
+def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
+    """Every number of ``node`` that decides its result, by name, as arrays of the dtypes in which they are stored."""
+    spec, params = node.output.quantized
+    found: dict[str, Any] = {"scale": params.scale, "zero_point": params.zero_point}
+    op = node.op
+    if isinstance(op, int_ops.Conv2d | int_ops.Linear):
+        found |= {
+            "weight": op.weight.values,
+            "weight_scale": op.weight.params.scale,
+            "weight_zero_point": op.weight.params.zero_point,
+            "bias": op.bias,
+        }
+    if isinstance(op, int_ops.Conv2d | int_ops.Linear | int_ops.AveragePool2d | int_ops.Requantize):
+        multiplier = op.requantizer.multiplier
+        found["clamp"] = op.requantizer.clamp
+        if isinstance(multiplier, FixedPointMultiplier):
+            found |= {"mantissa": multiplier.mantissa, "exponent": multiplier.exponent}
+    elif isinstance(op, int_ops.Concat):
+        multipliers = [r.multiplier for r in op.requantizers if isinstance(r.multiplier, FixedPointMultiplier)]
+        found["clamp"] = op.requantizers[0].clamp
+        found |= {"mantissa": [m.mantissa for m in multipliers], "exponent": [m.exponent for m in multipliers]}
+    elif isinstance(op, int_ops.Add):
+        found |= {"multipliers": op.multipliers, "shift": op.shift, "clamp": op.clamp}
+    return {name: np.asarray(value) for name, value in found.items()}
+
+
+def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
+    missing = [key for key in ("calibration", "plan") if key not in graph.notes]
+    if missing:
+        raise ModelError(
+            f"This net carries no {' and no '.join(missing)}, so its parameters cannot be derived from a module. "
+            f"Verify it without one, or make it with labkit.quantize."
+        )
+    calibration, plan = Calibration.from_json(graph.notes["calibration"]), BitPlan.from_json(graph.notes["plan"])
+    shape = graph[graph.inputs[0]].output.shape
+    try:
+        return Emulation(module, calibration, plan, shape)
+    except KeyError as error:
+        raise ModelError(
+            f"The net's calibration and bit plan do not name {error}: it was not made from this {type(module).__name__}. "
+            f"Give the module that was quantized."
+        ) from error
+
+
+def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    if emulation is None:
+        return run_graph(graph, {graph.inputs[0]: x})
+    results = emulation.run(x)
+    borders = {
+        border: emulation.dequantized(name, results[name])
+        for border, name in zip(graph.outputs, emulation.outputs, strict=True)
+    }
+    return {**results, **borders}
+
+
+def _compare_parameters(tally: _Tally, node: IntNode, expected: Mapping[str, torch.Tensor] | None) -> None:
+    if expected is None:
+        tally.missing(f"node {node.name}", "absent", "present")
+        return
+    got = parameters_of(node)
+    for name in sorted(set(expected) | set(got)):
+        where = f"{node.name}.{name}"
+        if name not in expected or name not in got:
+            tally.missing(where, "present" if name in expected else "absent", "present" if name in got else "absent")
+        else:
+            tally.parameter(where, expected[name].numpy(), got[name])
+
+
+class _Tally:
+    """Counts of elements and differences by name, and the first difference."""
+
+    def __init__(self) -> None:
+        self.first: Difference | None = None
+        self._counts: dict[tuple[str, str], list[int]] = {}
+
+    def missing(self, where: str, expected: str, got: str) -> None:
+        self._note((where, "parameter"), 1, 1)
+        self.first = self.first or Difference(where, (), expected, got)
+
+    def parameter(self, where: str, expected: NDArray[np.generic], got: NDArray[np.generic]) -> None:
+        if expected.shape != got.shape:
+            self.missing(where, f"shape {expected.shape}", f"shape {got.shape}")
+            return
+        self._compare((where, "parameter"), where, expected, got, 0)
+
+    def tensor(self, name: str, expected: torch.Tensor, got: NDArray[np.generic] | None, images_before: int) -> None:
+        array = expected.numpy()
+        if got is None or array.shape != got.shape:
+            self.missing(name, f"shape {array.shape}", "absent" if got is None else f"shape {got.shape}")
+            return
+        self._compare((name, "tensor"), f"tensor {name}", array, got, images_before)
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return tuple(Comparison(name, kind, *counts) for (name, kind), counts in self._counts.items())
+
+    def _compare(
+        self,
+        key: tuple[str, str],
+        where: str,
+        expected: NDArray[np.generic],
+        got: NDArray[np.generic],
+        first_image: int,
+    ) -> None:
+        wrong = expected != got
+        count = int(np.count_nonzero(wrong))
+        self._note(key, wrong.size, count)
+        if count and self.first is None:
+            index = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+            shown = (index[0] + first_image, *index[1:]) if index else index
+            self.first = Difference(where, shown, str(expected[index]), str(got[index]))
+
+    def _note(self, key: tuple[str, str], elements: int, differing: int) -> None:
+        counts = self._counts.setdefault(key, [0, 0])
+        counts[0] += elements
+        counts[1] += differing
+
+
+def _versions() -> dict[str, str]:
+    import numba
+
+    return {
+        "labkit": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "numba": numba.__version__,
+        "torch": str(torch.__version__),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }

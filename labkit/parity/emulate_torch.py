@@ -1,0 +1,343 @@
+"""An integer network computed by PyTorch alone, from the float module and the saved calibration and bit plan.
+
+`Emulation` derives folded weights, scales, integer weights, biases and multipliers by itself and then runs the module's own
+operations on integers held in float64 and int64. It shares no arithmetic, kernel or conversion with the engine; what it takes
+from labkit is the tracing (so that nodes have the same names) and the numbers of the `Calibration` and the `BitPlan`.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from labkit.errors import UnsupportedOperation
+from labkit.frontends.torch_fx import node_names, trace_module
+from labkit.parity import torch_arithmetic as arithmetic
+from labkit.quantization.calibration import Calibration
+from labkit.quantization.plan import BitPlan
+
+__all__ = ["Emulation"]
+
+_BIAS_LIMIT = 2**30
+_SILENT = (nn.Dropout, nn.Dropout2d, nn.Identity)
+_SILENT_CALLS = (F.dropout, "contiguous")
+_MODULE_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.Conv2d, "conv"),
+    (nn.Linear, "linear"),
+    (nn.BatchNorm2d, "norm"),
+    (nn.BatchNorm1d, "norm"),
+    (nn.ReLU, "relu"),
+    (nn.Hardtanh, "relu6"),
+    (nn.MaxPool2d, "same"),
+    (nn.AdaptiveMaxPool2d, "same"),
+    (nn.Flatten, "same"),
+    (nn.AvgPool2d, "mean"),
+    (nn.AdaptiveAvgPool2d, "mean"),
+)
+_CALL_KINDS: dict[Any, str] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), "relu"),
+    F.relu6: "relu6",
+    **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, torch.flatten, torch.reshape), "same"),
+    **dict.fromkeys(("flatten", "view", "reshape"), "same"),
+    **dict.fromkeys((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"), "mean"),
+    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), "add"),
+    **dict.fromkeys((torch.cat, torch.concat), "cat"),
+}
+
+
+@dataclass
+class _Step:
+    """One quantized operation: the traced node that it stands for and what was derived for it."""
+
+    name: str
+    kind: str
+    node: fx.Node
+    inputs: list[str]
+    activation: str = ""
+    scale: torch.Tensor = field(default_factory=lambda: torch.tensor(1.0))
+    zero_point: int = 0
+    grid: tuple[int, int] = (0, 255)
+    clamp: tuple[int, int] = (0, 255)
+    weight: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    bias: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class Emulation:
+    """The integer form of ``module`` under ``calibration`` and ``plan``, in PyTorch only.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+    calibration : ranges by tensor name
+    plan : bits by name
+    input_shape : without the batch axis
+
+    Attributes
+    ----------
+    parameters : by node name, by parameter name: int64 or float32 tensors
+    outputs : names of the nodes whose results leave the network
+
+    Raises
+    ------
+    UnsupportedOperation
+        The module holds an operation that has no emulation.
+    """
+
+    def __init__(
+        self, module: nn.Module, calibration: Calibration, plan: BitPlan, input_shape: tuple[int, ...]
+    ) -> None:
+        self._traced = trace_module(module, input_shape)
+        self._traced.graph.eliminate_dead_code()
+        self._calibration, self._plan = calibration, plan
+        self._steps: dict[str, _Step] = {}
+        self._home: dict[fx.Node, str] = {}  # traced node -> name of the step that computes it
+        self._names = node_names(self._traced)
+        with torch.inference_mode():
+            for node in self._traced.graph.nodes:
+                if node.op == "output":
+                    flat = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
+                    self.outputs = tuple(self._home[n] for n in flat)  # type: ignore[index]
+                elif hasattr(node.meta.get("tensor_meta"), "shape"):
+                    self._place(node)
+            for step in self._steps.values():
+                self._derive(step)
+        self.parameters = {name: step.parameters for name, step in self._steps.items()}
+
+    def run(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every node's integers (int64, layout N, C, H, W) by name for images ``x``, float32 [N, ...]."""
+        results: dict[str, torch.Tensor] = {}
+        with torch.inference_mode():
+            for step in self._steps.values():
+                results[step.name] = self._execute(step, x, results)
+        return results
+
+    def dequantized(self, name: str, integers: torch.Tensor) -> torch.Tensor:
+        """Eq. 1 for the result of node ``name``: float32 from its ``integers`` (int64, any shape)."""
+        step = self._steps[name]
+        return (integers - step.zero_point).float() * step.scale
+
+    # ---- placing: which traced nodes become steps, and which are merged into the step before them
+
+    def _place(self, node: fx.Node) -> None:
+        kind = self._kind(node)
+        sources = [self._home[n] for n in node.all_input_nodes if n in self._home]
+        before = self._steps[sources[0]] if sources else None
+        if kind == "silent":
+            self._home[node] = sources[0]
+            return
+        if before is not None and self._only_use(node):
+            if kind == "norm" and before.kind in ("conv", "linear") and not before.activation:
+                self._fold(before, node)
+                self._home[node] = before.name
+                return
+            if kind in ("relu", "relu6") and before.kind in ("conv", "linear", "norm-conv", "add", "mean") and not before.activation:
+                before.activation = kind
+                self._home[node] = before.name
+                return
+        step = _Step(self._names[node], kind, node, sources)
+        if kind in ("conv", "linear"):
+            part = self._traced.get_submodule(str(node.target))
+            step.weight = part.weight.detach().float()
+            step.bias = torch.zeros(len(step.weight)) if part.bias is None else part.bias.detach().float()
+        elif kind == "norm":  # nothing to fold into: a depthwise 1x1 convolution
+            step.kind = "norm-conv"
+            step.weight = torch.ones(node.meta["tensor_meta"].shape[1], 1, 1, 1)
+            step.bias = torch.zeros(len(step.weight))
+            self._fold(step, node)
+        self._steps[step.name] = step
+        self._home[node] = step.name
+
+    def _kind(self, node: fx.Node) -> str:
+        if node.op == "placeholder":
+            return "input"
+        if node.op == "call_module":
+            part = self._traced.get_submodule(str(node.target))
+            if isinstance(part, _SILENT):
+                return "silent"
+            for kind, label in _MODULE_KINDS:
+                if isinstance(part, kind):
+                    return label
+        elif node.target in _SILENT_CALLS:
+            return "silent"
+        elif node.target in _CALL_KINDS:
+            return _CALL_KINDS[node.target]
+        raise UnsupportedOperation(f"{self._names[node]}: {node.target} has no emulation in PyTorch.")
+
+    def _only_use(self, node: fx.Node) -> bool:
+        """Whether ``node`` alone takes what the node before it puts out; silent nodes in between do not count."""
+        before = node.all_input_nodes[0]
+        while before.op != "placeholder" and self._kind(before) == "silent":
+            before = before.all_input_nodes[0]
+        return self._takers(before) == {node}
+
+    def _takers(self, node: fx.Node) -> set[fx.Node]:
+        takers: set[fx.Node] = set()
+        for user in node.users:
+            silent = (
+                user.op != "output" and hasattr(user.meta.get("tensor_meta"), "shape") and self._kind(user) == "silent"
+            )
+            if silent:
+                takers |= self._takers(user)
+            elif user.op == "output" or hasattr(user.meta.get("tensor_meta"), "shape"):
+                takers.add(user)
+        return takers
+
+    def _fold(self, step: _Step, node: fx.Node) -> None:
+        """Eqs. 22 and 23 in float64, rounded once."""
+        norm = self._traced.get_submodule(str(node.target))
+        gain = (torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight).detach().float().double()
+        beta = (torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias).detach().float().double()
+        gain = gain / torch.sqrt(norm.running_var.float().double() + norm.eps)
+        step.bias = (beta + (step.bias.double() - norm.running_mean.float().double()) * gain).float()
+        step.weight = (step.weight.double() * gain.reshape([-1] + [1] * (step.weight.ndim - 1))).float()
+
+    # ---- deriving: scales, integers and multipliers of each step
+
+    def _derive(self, step: _Step) -> None:
+        before = [self._steps[name] for name in step.inputs]
+        if step.kind == "same":
+            step.scale, step.zero_point, step.grid = before[0].scale, before[0].zero_point, before[0].grid
+            step.parameters = {"scale": step.scale, "zero_point": torch.tensor(step.zero_point)}
+            return
+        bits = self._plan.activations[step.name]
+        low, high = self._calibration.ranges[step.name]
+        if self._plan.activation_scheme == "affine":
+            step.grid = (0, 2**bits - 1)
+            step.scale, step.zero_point = arithmetic.affine_parameters(low, high, step.grid)
+        else:
+            step.grid = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+            step.scale = arithmetic.symmetric_scale(
+                torch.tensor(max(abs(low), abs(high)), dtype=torch.float64), step.grid[1]
+            )
+        step.clamp = step.grid
+        if (activation := step.activation or step.kind) in ("relu", "relu6"):
+            six = int(arithmetic.real_to_integer(torch.tensor(6.0), step.scale, step.zero_point, step.grid))
+            step.clamp = (step.zero_point, six if activation == "relu6" else step.grid[1])
+        step.parameters = {"scale": step.scale, "zero_point": torch.tensor(step.zero_point)}
+        if step.kind == "input":
+            return
+        step.parameters["clamp"] = torch.tensor(step.clamp)
+        target = step.scale.double().item()
+        scales = [b.scale.double().item() for b in before]
+        if step.kind in ("conv", "linear", "norm-conv"):
+            self._derive_weights(step, scales[0], target)
+        elif step.kind == "add":
+            multipliers, shift = arithmetic.add_multipliers([s / target for s in scales])
+            step.parameters |= {"multipliers": multipliers, "shift": torch.tensor(shift)}
+        elif step.kind == "cat":
+            step.parameters["mantissa"], step.parameters["exponent"] = arithmetic.fixed_point(
+                [s / target for s in scales]
+            )
+        else:  # mean, and activations that stand alone
+            ratio = scales[0] / (target * self._window(step)) if step.kind == "mean" else scales[0] / target
+            mantissa, exponent = arithmetic.fixed_point([ratio])
+            step.parameters |= {"mantissa": mantissa[0], "exponent": exponent[0]}
+
+    def _derive_weights(self, step: _Step, input_scale: float, target: float) -> None:
+        bits, per_channel = self._plan.weights[step.name], self._plan.per_channel
+        weight = step.weight.double()
+        rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
+        qmax = 1 if bits == 1 else 2 ** (bits - 1) - 1
+        if bits == 1:
+            scale = torch.tensor([arithmetic.exact_mean(row.abs()) for row in rows], dtype=torch.float64).float()
+        else:
+            low, high = rows.amin(1), rows.amax(1)
+            if self._plan.weight_ranges == "3sigma":
+                means = torch.tensor([arithmetic.exact_mean(row) for row in rows], dtype=torch.float64)
+                squares = [arithmetic.exact_mean((row - m).square()) for row, m in zip(rows, means, strict=True)]
+                spread = 3 * torch.tensor(squares, dtype=torch.float64).sqrt()
+                low, high = torch.maximum(low, means - spread), torch.minimum(high, means + spread)
+            scale = arithmetic.symmetric_scale(torch.maximum(low.abs(), high.abs()), qmax)
+        bias = step.bias.double()
+        needed = bias.abs() / (input_scale * _BIAS_LIMIT)
+        needed = needed if per_channel else needed.amax(0, keepdim=True)
+        larger = torch.nextafter(needed.float(), torch.tensor(torch.inf))
+        scale = torch.where(needed > scale.double(), torch.maximum(scale, larger), scale)
+        shaped = scale.reshape([-1] + [1] * (weight.ndim - 1))
+        if bits == 1:
+            integers = torch.where(step.weight >= 0, 1, -1)
+        else:
+            integers = arithmetic.real_to_integer(step.weight, shaped, 0, (-qmax, qmax))
+        scales = scale.double()
+        mantissa, exponent = arithmetic.fixed_point(((scales * input_scale) / target).tolist())
+        if not per_channel:
+            scale, mantissa, exponent = scale[0], mantissa[0], exponent[0]
+        step.parameters |= {
+            "weight": integers,
+            "weight_scale": scale,
+            "weight_zero_point": torch.zeros_like(scale, dtype=torch.int64),
+            "bias": torch.round(bias / (scales * input_scale)).long(),
+            "mantissa": mantissa,
+            "exponent": exponent,
+        }
+
+    def _window(self, step: _Step) -> int:
+        """Elements in each averaging window, found by averaging an image of which one element is 1."""
+        source = step.node.all_input_nodes[0].meta["tensor_meta"].shape
+        spike = torch.zeros(1, 1, *source[2:], dtype=torch.float64)
+        spike[0, 0, source[2] // 2, source[3] // 2] = 1
+        return round(1 / self._call(step.node, [spike]).max().item())
+
+    # ---- executing
+
+    def _execute(self, step: _Step, x: torch.Tensor, results: dict[str, torch.Tensor]) -> torch.Tensor:
+        if step.kind == "input":
+            return arithmetic.real_to_integer(x, step.scale, step.zero_point, step.grid)
+        before = [self._steps[name] for name in step.inputs]
+        integers = [results[name] for name in step.inputs]
+        if step.kind == "same":
+            return self._call(step.node, [integers[0].double()]).long()
+        centred = [q - b.zero_point for q, b in zip(integers, before, strict=True)]
+        p = step.parameters
+        if step.kind == "add":
+            total = centred[0] * p["multipliers"][0] + centred[1] * p["multipliers"][1]
+            shift = int(p["shift"])
+            return (((total + (1 << (shift - 1))) >> shift) + step.zero_point).clamp(*step.clamp)
+        if step.kind == "cat":
+            moved = [
+                arithmetic.requantized(c, p["mantissa"][i], p["exponent"][i], step.zero_point, step.clamp)
+                for i, c in enumerate(centred)
+            ]
+            return torch.cat(moved, 1)
+        if step.kind == "mean":
+            sums = torch.round(self._call(step.node, [centred[0].double()]) * self._window(step)).long()
+        elif step.kind in ("relu", "relu6"):
+            sums = centred[0]
+        else:
+            sums = self._sums(step, centred[0].double()) + p["bias"].reshape([-1] + [1] * (len(step.weight.shape) - 2))
+        return arithmetic.requantized(sums, p["mantissa"], p["exponent"], step.zero_point, step.clamp)
+
+    def _sums(self, step: _Step, x: torch.Tensor) -> torch.Tensor:
+        """Exact sums of products: every partial sum is an integer far below 2**53, so float64 loses nothing."""
+        weight = step.parameters["weight"].double()
+        if step.kind == "linear":
+            return F.linear(x, weight).long()
+        if step.kind == "norm-conv":
+            return F.conv2d(x, weight, groups=len(weight)).long()
+        conv = self._traced.get_submodule(str(step.node.target))
+        assert isinstance(conv, nn.Conv2d)
+        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups).long()
+
+    def _call(self, node: fx.Node, arrays: list[torch.Tensor]) -> torch.Tensor:
+        """The node's own PyTorch operation on other tensors."""
+        fresh = iter(arrays)
+        swapped: dict[fx.Node, Any] = {}
+        for source in node.all_input_nodes:
+            tensor_like = hasattr(source.meta.get("tensor_meta"), "shape")
+            swapped[source] = next(fresh) if tensor_like else arrays[0].shape[0]  # a traced x.size(0)
+        args = fx.map_arg(node.args, lambda n: swapped[n])
+        kwargs = fx.map_arg(node.kwargs, lambda n: swapped[n])
+        if node.op == "call_module":
+            result = self._traced.get_submodule(str(node.target))(*args, **kwargs)
+        elif node.op == "call_method":
+            result = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        else:
+            result = node.target(*args, **kwargs)  # type: ignore[operator]
+        assert isinstance(result, torch.Tensor)
+        return result

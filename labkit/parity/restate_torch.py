@@ -1,0 +1,100 @@
+"""Run an `IntGraph`'s own integers in PyTorch: what a certificate compares with when the float module is not at hand.
+
+This proves the engine's execution, not the conversion: parameters are taken from the net as they are.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from labkit.arithmetic.affine import QTensor
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.errors import UnsupportedOperation
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode
+from labkit.graph.shapes import Padding
+from labkit.parity import torch_arithmetic as arithmetic
+
+__all__ = ["run_graph"]
+
+
+def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every node's result by name: int64 [N, C, H, W], float32 after a Dequantize node.
+
+    Parameters
+    ----------
+    graph : the integer network
+    x : float32 [N, ...] by input name
+
+    Raises
+    ------
+    UnsupportedOperation
+        A requantizer has another rule than SINGLE.
+    """
+    results: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        for node in graph:
+            results[node.name] = _execute(graph, node, x, [results[name] for name in node.inputs])
+    return results
+
+
+def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays: list[torch.Tensor]) -> torch.Tensor:
+    op = node.op
+    if isinstance(op, int_ops.Quantize):
+        spec, params = node.output.quantized
+        return arithmetic.real_to_integer(
+            x[node.name], torch.tensor(params.scale), int(params.zero_point), (spec.qmin, spec.qmax)
+        )
+    if isinstance(op, int_ops.Flatten):
+        return arrays[0].flatten(1)
+    if isinstance(op, int_ops.MaxPool2d):
+        return _max_pool(op, arrays[0], node.output.shape)
+    params = [tensor.quantized[1] for tensor in graph.inputs_of(node)]
+    centred = [q - int(p.zero_point) for q, p in zip(arrays, params, strict=True)]
+    if isinstance(op, int_ops.Dequantize):
+        return centred[0].float() * torch.tensor(params[0].scale)
+    if isinstance(op, int_ops.Add):
+        total = centred[0] * int(op.multipliers[0]) + centred[1] * int(op.multipliers[1])
+        return (((total + (1 << (op.shift - 1))) >> op.shift) + op.zero_point).clamp(*op.clamp)
+    if isinstance(op, int_ops.Concat):
+        return torch.cat([_requantize(node.name, c, r) for c, r in zip(centred, op.requantizers, strict=True)], 1)
+    if isinstance(op, int_ops.AveragePool2d):
+        window = torch.ones(centred[0].shape[1], 1, *op.kernel, dtype=torch.float64)
+        sums = F.conv2d(_padded(centred[0].double(), op.padding, 0.0), window, stride=op.stride, groups=len(window))
+        return _requantize(node.name, sums.long(), op.requantizer)
+    if isinstance(op, int_ops.Conv2d):
+        padded = _padded(centred[0].double(), op.padding, 0.0)
+        sums = F.conv2d(padded, _centred(op.weight), None, op.stride, 0, op.dilation, op.groups)
+        return _requantize(node.name, sums.long() + torch.from_numpy(op.bias).long().reshape(-1, 1, 1), op.requantizer)
+    if isinstance(op, int_ops.Linear):
+        sums = F.linear(centred[0].double(), _centred(op.weight))
+        return _requantize(node.name, sums.long() + torch.from_numpy(op.bias).long(), op.requantizer)
+    return _requantize(node.name, centred[0], op.requantizer)
+
+
+def _requantize(name: str, sums: torch.Tensor, requantizer: Requantizer) -> torch.Tensor:
+    if requantizer.rule is not RoundingRule.SINGLE or not isinstance(requantizer.multiplier, FixedPointMultiplier):
+        raise UnsupportedOperation(f"{name}: PyTorch emulates the rounding rule SINGLE, not {requantizer.rule.name}.")
+    mantissa = torch.from_numpy(np.asarray(requantizer.multiplier.mantissa)).long()
+    exponent = torch.from_numpy(np.asarray(requantizer.multiplier.exponent)).long()
+    return arithmetic.requantized(sums, mantissa, exponent, requantizer.zero_point, requantizer.clamp)
+
+
+def _centred(weight: QTensor) -> torch.Tensor:
+    zero_point = torch.tensor(np.asarray(weight.params.zero_point)).double()
+    return torch.from_numpy(weight.values).double() - zero_point.reshape([-1] + [1] * (weight.values.ndim - 1))
+
+
+def _max_pool(op: int_ops.MaxPool2d, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    need = [(shape[1 + a] - 1) * op.stride[a] + op.dilation[a] * (op.kernel[a] - 1) + 1 for a in range(2)]
+    after = [max(op.padding[a][1], need[a] - x.shape[2 + a] - op.padding[a][0]) for a in range(2)]
+    padded = _padded(x.double(), ((op.padding[0][0], after[0]), (op.padding[1][0], after[1])), -torch.inf)
+    return F.max_pool2d(padded, op.kernel, op.stride, 0, op.dilation)[:, :, : shape[1], : shape[2]].long()
+
+
+def _padded(x: torch.Tensor, padding: Padding, value: float) -> torch.Tensor:
+    (top, bottom), (left, right) = padding
+    return F.pad(x, (left, right, top, bottom), value=value)

@@ -1,0 +1,249 @@
+"""From a simplified `FloatGraph`, a `Calibration` and a `BitPlan` to an `IntGraph`. Everything here runs once, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.affine import (
+    PerTensor,
+    QParams,
+    QTensor,
+    QuantSpec,
+    exact_mean,
+    params_from_range,
+    params_from_values,
+    quantize,
+    quantize_tensor,
+)
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.errors import BoundError, QuantizationError
+from labkit.graph import float_ops, int_ops
+from labkit.graph.float_ops import Activation
+from labkit.graph.int_ops import IntOp
+from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
+from labkit.graph.shapes import window_output
+from labkit.quantization.calibration import Calibration
+from labkit.quantization.plan import BitPlan
+
+__all__ = ["convert", "quantize_bias", "quantize_weight"]
+
+BIAS_LIMIT = 2**30  # half of int32: the other half is left to the products
+_ADD_BITS = 30
+
+
+def convert(
+    graph: FloatGraph, calibration: Calibration, plan: BitPlan, notes: Mapping[str, Any] | None = None
+) -> IntGraph:
+    """The integer network.
+
+    Parameters
+    ----------
+    graph : after `passes.simplify`
+    calibration : a range for each tensor of the graph
+    plan : bits and grids
+    notes : plain JSON values to keep with the result; calibration and plan are added
+
+    Raises
+    ------
+    QuantizationError
+        A scale cannot be chosen (an all-zero channel, a NaN), or plan and graph do not fit.
+    BoundError
+        A bias, multiplier or accumulator does not fit 32 bits.
+    """
+    tensors: dict[str, Tensor] = {}
+    nodes: list[IntNode] = []
+    for node in graph:
+        inputs = [tensors[name] for name in node.inputs]
+        tensors[node.name] = _output(node, inputs, calibration, plan)
+        op = _operation(node, inputs, tensors[node.name], plan)
+        nodes.append(IntNode(node.name, op, node.inputs, tensors[node.name], node.carries))
+    outputs = []
+    for index, name in enumerate(graph.outputs):
+        border = "output" if len(graph.outputs) == 1 else f"output_{index}"
+        while border in tensors:
+            border += "_"
+        outputs.append(border)
+        tensors[border] = Tensor(tensors[name].shape, None, None)
+        nodes.append(IntNode(border, int_ops.Dequantize(), (name,), tensors[border]))
+    kept = {**(notes or {}), "calibration": calibration.to_json(), "plan": plan.to_json()}
+    return IntGraph(tuple(nodes), tuple(outputs), kept)
+
+
+def quantize_weight(name: str, weight: NDArray[np.float32], spec: QuantSpec, ranges: str = "minmax") -> QTensor:
+    """Integers of the weights of the layer ``name``, rounded to nearest (eqs. 2 and 4; one bit: eq. 6).
+
+    ``weight`` is float32 [O, ...]; ``spec`` the grid; ``ranges`` "minmax" or "3sigma" (clipped at mean -+ 3 standard
+    deviations of the tensor or channel, inside the actual range).
+
+    Raises
+    ------
+    QuantizationError
+        A weight is not finite, or a whole channel (or tensor) is zero; the message names the layer.
+    """
+    try:
+        if ranges == "minmax" or spec.is_binary:
+            return quantize_tensor(weight, params_from_values(weight, spec), spec)
+        reals = weight.astype(np.float64)
+        rows = reals.reshape(1 if isinstance(spec.granularity, PerTensor) else len(reals), -1)
+        means = exact_mean(rows)
+        spread = 3 * np.sqrt(exact_mean(np.square(rows - means[:, None])))
+        low, high = np.maximum(rows.min(1), means - spread), np.minimum(rows.max(1), means + spread)
+        ends = (low[0], high[0]) if isinstance(spec.granularity, PerTensor) else (low, high)
+        return quantize_tensor(weight, params_from_range(*ends, spec), spec)
+    except QuantizationError as error:
+        raise QuantizationError(f"{name}, weights: {error}") from error
+
+
+def quantize_bias(
+    name: str,
+    bias: NDArray[np.float32] | None,
+    weight: NDArray[np.float32],
+    quantized: QTensor,
+    input_scale: np.float32,
+) -> tuple[QTensor, NDArray[np.int32]]:
+    """The int32 bias at scale S_w S_x, zero point 0 (eq. 8), and the weights, requantized if the bias needs a larger scale.
+
+    A channel with tiny weights and an ordinary bias would need a bias beyond int32. Its weight scale is then enlarged until
+    the bias is at most 2**30 (eq. 8a), at the cost of weight precision that such a channel can spare.
+
+    Parameters
+    ----------
+    name : of the layer, for errors
+    bias : float32 [O] or None for zeros
+    weight : float32 [O, ...], from which ``quantized`` was made
+    quantized : the weights as integers
+    input_scale : of the layer's input
+
+    Raises
+    ------
+    BoundError
+        Even the enlarged scale does not help (the bias is not finite).
+    """
+    outputs = weight.shape[0]
+    if bias is None:
+        return quantized, np.zeros(outputs, np.int32)
+    reals, x_scale = bias.astype(np.float64), np.float64(input_scale)
+    scale = quantized.params.scale.astype(np.float64)
+    needed = np.abs(reals) / (x_scale * BIAS_LIMIT)
+    if scale.ndim == 0:
+        needed = needed.max()
+    if np.any(needed > scale):
+        enlarged = np.maximum(quantized.params.scale, np.nextafter(needed.astype(np.float32), np.float32(np.inf)))
+        params = QParams(np.where(needed > scale, enlarged, quantized.params.scale), quantized.params.zero_point)
+        quantized = quantize_tensor(weight, params, quantized.spec)
+        scale = quantized.params.scale.astype(np.float64)
+    values = np.rint(reals / (scale * x_scale))
+    if not np.all(np.abs(values) <= BIAS_LIMIT):
+        raise BoundError(
+            f"{name}: a bias does not fit int32 at scale S_w S_x. Check the layer's bias for infinite values."
+        )
+    return quantized, values.astype(np.int32)
+
+
+def _output(node: FloatNode, inputs: list[Tensor], calibration: Calibration, plan: BitPlan) -> Tensor:
+    """Shape, grid and scale of what ``node`` puts out."""
+    op = node.op
+    if isinstance(op, float_ops.Flatten):
+        return Tensor((int(np.prod(inputs[0].shape)),), inputs[0].spec, inputs[0].params)
+    if isinstance(op, float_ops.MaxPool2d):
+        return Tensor(_window_shape(op, inputs[0].shape), inputs[0].spec, inputs[0].params)
+    spec = plan.activation_spec(node.name)
+    if node.name not in calibration.ranges:
+        raise QuantizationError(
+            f"The calibration knows no tensor {node.name!r}; it has {', '.join(calibration.ranges)}. Calibrate this network."
+        )
+    params = params_from_range(*calibration.ranges[node.name], spec)
+    if isinstance(op, float_ops.Input):
+        return Tensor(tuple(op.shape), spec, params)
+    if isinstance(op, float_ops.Conv2d | float_ops.AveragePool2d):
+        return Tensor(_window_shape(op, inputs[0].shape), spec, params)
+    if isinstance(op, float_ops.Linear):
+        return Tensor((*inputs[0].shape[:-1], op.weight.shape[0]), spec, params)
+    if isinstance(op, float_ops.Concat):
+        return Tensor((sum(t.shape[0] for t in inputs), *inputs[0].shape[1:]), spec, params)
+    return Tensor(inputs[0].shape, spec, params)
+
+
+def _window_shape(
+    op: float_ops.Conv2d | float_ops.MaxPool2d | float_ops.AveragePool2d, shape: tuple[int, ...]
+) -> tuple[int, ...]:
+    convolution = isinstance(op, float_ops.Conv2d)
+    kernel = op.weight.shape[2:] if isinstance(op, float_ops.Conv2d) else op.kernel
+    dilation = (1, 1) if isinstance(op, float_ops.AveragePool2d) else op.dilation
+    ceil_mode = op.ceil_mode if isinstance(op, float_ops.MaxPool2d) else False
+    channels = op.weight.shape[0] if convolution else shape[0]  # type: ignore[union-attr]
+    sizes = (
+        window_output(shape[1 + i], kernel[i], op.stride[i], op.padding[i], dilation[i], ceil_mode) for i in range(2)
+    )
+    return (channels, *sizes)
+
+
+def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitPlan) -> IntOp:
+    op = node.op
+    if isinstance(op, float_ops.Input):
+        return int_ops.Quantize(tuple(op.shape))
+    if isinstance(op, float_ops.Flatten):
+        return int_ops.Flatten()
+    if isinstance(op, float_ops.MaxPool2d):
+        return int_ops.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
+    clamp = _clamp(node.activation, output)
+    scales = [np.float64(t.quantized[1].scale) for t in inputs]
+    target = np.float64(output.quantized[1].scale)
+    if isinstance(op, float_ops.Conv2d | float_ops.Linear):
+        weight = quantize_weight(node.name, op.weight, plan.weight_spec(node.name), plan.weight_ranges)
+        weight, bias = quantize_bias(node.name, op.bias, op.weight, weight, inputs[0].quantized[1].scale[()])
+        requantizer = _requantizer(
+            node.name, weight.params.scale.astype(np.float64) * scales[0] / target, output, clamp
+        )
+        if isinstance(op, float_ops.Linear):
+            return int_ops.Linear(weight, bias, requantizer)
+        return int_ops.Conv2d(weight, bias, requantizer, op.stride, op.padding, op.dilation, op.groups)
+    if isinstance(op, float_ops.AveragePool2d):
+        multiplier = scales[0] / (target * (op.kernel[0] * op.kernel[1]))
+        return int_ops.AveragePool2d(
+            op.kernel, op.stride, op.padding, _requantizer(node.name, multiplier, output, clamp)
+        )
+    if isinstance(op, float_ops.Add):
+        return _add(node.name, scales, target, output, clamp)
+    if isinstance(op, float_ops.Concat):
+        return int_ops.Concat(tuple(_requantizer(node.name, scale / target, output, clamp) for scale in scales))
+    assert isinstance(op, float_ops.Relu)
+    return int_ops.Requantize(_requantizer(node.name, scales[0] / target, output, _clamp(op.kind, output)))
+
+
+def _requantizer(name: str, multiplier: Any, output: Tensor, clamp: tuple[int, int]) -> Requantizer:
+    try:
+        fixed = FixedPointMultiplier.from_real(multiplier)
+    except QuantizationError as error:
+        raise type(error)(f"{name}: {error}") from error
+    return Requantizer(RoundingRule.SINGLE, fixed, int(output.quantized[1].zero_point), clamp)
+
+
+def _clamp(activation: Activation, output: Tensor) -> tuple[int, int]:
+    """The grid, its lower end raised to real 0 by a ReLU, its upper end lowered to real 6 by a ReLU6 (eq. 10)."""
+    spec, params = output.quantized
+    if activation is Activation.NONE:
+        return spec.qmin, spec.qmax
+    high = int(quantize(6.0, params, spec)) if activation is Activation.RELU6 else spec.qmax
+    return int(params.zero_point), high
+
+
+def _add(
+    name: str, scales: list[np.float64], target: np.float64, output: Tensor, clamp: tuple[int, int]
+) -> int_ops.Add:
+    """Both multipliers over one power of two, the larger with 30 bits (eq. 19)."""
+    ratios = np.array([scale / target for scale in scales])
+    _, exponent = np.frexp(ratios.max())
+    shift = _ADD_BITS - int(exponent)
+    if not 1 <= shift <= 62:
+        raise BoundError(
+            f"{name}: the scales of its inputs and its output are too far apart ({ratios.max():.3g} times). "
+            f"Calibrate on data that resembles the real input."
+        )
+    multipliers = np.floor(np.ldexp(ratios, shift) + 0.5).astype(np.int32)
+    return int_ops.Add(multipliers, shift, int(output.quantized[1].zero_point), clamp)

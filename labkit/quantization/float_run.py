@@ -1,0 +1,84 @@
+"""Run a `FloatGraph` in PyTorch float32, keeping every node's result: what calibration and error measures look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from labkit.graph import float_ops
+from labkit.graph.float_ops import Activation
+from labkit.graph.ir import FloatGraph, FloatNode
+from labkit.graph.shapes import Padding
+
+__all__ = ["run_float"]
+
+
+def run_float(graph: FloatGraph, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """Every node's result by name.
+
+    Parameters
+    ----------
+    graph : a FloatGraph
+    inputs : float32 [N, ...] by input name
+
+    Returns
+    -------
+    float32 arrays [N, ...], activations applied
+    """
+    results: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        for node in graph:
+            if isinstance(node.op, float_ops.Input):
+                results[node.name] = torch.from_numpy(np.ascontiguousarray(inputs[node.name], np.float32))
+            else:
+                results[node.name] = _activate(node, _compute(node, [results[name] for name in node.inputs]))
+    return {name: tensor.numpy() for name, tensor in results.items()}
+
+
+def _activate(node: FloatNode, value: torch.Tensor) -> torch.Tensor:
+    if node.activation is Activation.NONE:
+        return value
+    return F.relu(value) if node.activation is Activation.RELU else F.relu6(value)
+
+
+def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
+    op, x = node.op, arrays[0]
+    if isinstance(op, float_ops.Conv2d):
+        padded = _padded(x, op.padding, 0.0)
+        return F.conv2d(padded, _tensor(op.weight), _maybe(op.bias), op.stride, 0, op.dilation, op.groups)
+    if isinstance(op, float_ops.Linear):
+        return F.linear(x, _tensor(op.weight), _maybe(op.bias))
+    if isinstance(op, float_ops.BatchNorm2d):
+        return F.batch_norm(
+            x, _tensor(op.mean), _tensor(op.variance), _tensor(op.gamma), _tensor(op.beta), eps=op.epsilon
+        )
+    if isinstance(op, float_ops.Relu):
+        return F.relu(x) if op.kind is Activation.RELU else F.relu6(x)
+    if isinstance(op, float_ops.MaxPool2d):
+        (top, _), (left, _) = op.padding
+        return F.max_pool2d(x, op.kernel, op.stride, (top, left), op.dilation, op.ceil_mode)
+    if isinstance(op, float_ops.AveragePool2d):
+        return F.avg_pool2d(_padded(x, op.padding, 0.0), op.kernel, op.stride)
+    if isinstance(op, float_ops.Flatten):
+        return x.flatten(1)
+    if isinstance(op, float_ops.Add):
+        return x + arrays[1]
+    if isinstance(op, float_ops.Concat):
+        return torch.cat(arrays, 1)
+    assert isinstance(op, float_ops.Identity)
+    return x
+
+
+def _padded(x: torch.Tensor, padding: Padding, value: float) -> torch.Tensor:
+    (top, bottom), (left, right) = padding
+    return F.pad(x, (left, right, top, bottom), value=value) if any((top, bottom, left, right)) else x
+
+
+def _tensor(array: NDArray[np.float32]) -> torch.Tensor:
+    return torch.from_numpy(array)
+
+
+def _maybe(array: NDArray[np.float32] | None) -> torch.Tensor | None:
+    return None if array is None else torch.from_numpy(array)

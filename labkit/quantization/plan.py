@@ -1,0 +1,188 @@
+"""`BitPlan`: how many bits each layer's weights and each activation get, and on what kind of grid."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from labkit.arithmetic.affine import PerAxis, PerTensor, QuantSpec
+from labkit.errors import QuantizationError
+from labkit.files import write_atomically
+from labkit.graph import float_ops
+from labkit.graph.ir import FloatGraph
+
+__all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "tensor_names"]
+
+ACTIVATION_SCHEMES = ("affine", "symmetric")
+WEIGHT_RANGES = ("minmax", "3sigma")
+_KEEPS_SCALE = (float_ops.MaxPool2d, float_ops.Flatten)
+
+
+def tensor_names(graph: FloatGraph) -> tuple[str, ...]:
+    """The nodes of a simplified ``graph`` whose results have a range of their own: all but max-pool and flatten."""
+    return tuple(node.name for node in graph if not isinstance(node.op, _KEEPS_SCALE))
+
+
+@dataclass(frozen=True)
+class BitPlan:
+    """Bits by name, for a simplified `FloatGraph`.
+
+    weights : 1..8 for each convolution and linear layer.
+    activations : 2..8 for each tensor of `tensor_names`.
+    per_channel : one weight scale for each output channel, or one for the layer.
+    activation_scheme : "affine" (unsigned, with a zero point) or "symmetric" (signed, narrow, as in the EE219 lab).
+    weight_ranges : "minmax", or "3sigma" to clip weights at mean -+ 3 standard deviations (2 bits and more).
+
+    Raises
+    ------
+    QuantizationError
+        Bits out of range, or an unknown scheme.
+    """
+
+    weights: Mapping[str, int]
+    activations: Mapping[str, int]
+    per_channel: bool = True
+    activation_scheme: str = "affine"
+    weight_ranges: str = "minmax"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        object.__setattr__(self, "activations", MappingProxyType(dict(self.activations)))
+        for kind, table, lowest in (("weight", self.weights, 1), ("activation", self.activations, 2)):
+            for name, bits in table.items():
+                if not isinstance(bits, int) or isinstance(bits, bool) or not lowest <= bits <= 8:
+                    raise QuantizationError(
+                        f"{name}: {kind} bits must be an integer in {lowest}..8, got {bits!r}. Choose from {lowest} to 8."
+                    )
+        for what, got, allowed in (
+            ("activation_scheme", self.activation_scheme, ACTIVATION_SCHEMES),
+            ("weight_ranges", self.weight_ranges, WEIGHT_RANGES),
+        ):
+            if got not in allowed:
+                raise QuantizationError(f"{what} must be one of {', '.join(allowed)}, got {got!r}.")
+
+    @classmethod
+    def uniform(cls, graph: FloatGraph, weights: int = 8, activations: int = 8, **options: Any) -> BitPlan:
+        """The same bits everywhere in a simplified ``graph``, but at least 8 for the network's inputs and outputs.
+
+        Images and logits cost next to nothing to keep at 8 bits and much to coarsen (MPQCO supplement, section 1).
+        ``options`` are the other fields of a BitPlan.
+
+        Raises
+        ------
+        QuantizationError
+            As the class itself.
+        """
+        layers = [n.name for n in graph if isinstance(n.op, float_ops.Conv2d | float_ops.Linear)]
+        borders = {*graph.inputs, *(_scale_owner(graph, name) for name in graph.outputs)}
+        tensors = tensor_names(graph)
+        return cls(
+            dict.fromkeys(layers, weights),
+            {name: 8 if name in borders and activations in range(2, 9) else activations for name in tensors},
+            **options,
+        )
+
+    @property
+    def label(self) -> str:
+        """Short name such as ``W4A8``; mixed bits show as a range, ``W2-8A8``. The network's borders are not counted."""
+        tables = (sorted(set(self.weights.values())), sorted(set(self.activations.values())))
+        weights = tables[0]
+        activations = [b for b in tables[1] if b != 8] or [8]
+        text = [str(t[0]) if len(t) == 1 else f"{t[0]}-{t[-1]}" for t in (weights, activations)]
+        return f"W{text[0]}A{text[1]}"
+
+    def weight_spec(self, layer: str) -> QuantSpec:
+        """The grid of the weights of ``layer``: signed, symmetric, narrow; scales along axis 0 where per channel.
+
+        Raises
+        ------
+        QuantizationError
+            The plan does not name the layer.
+        """
+        granularity = PerAxis(0) if self.per_channel else PerTensor()
+        return QuantSpec(_bits(self.weights, layer, "weights"), narrow=True, granularity=granularity)
+
+    def activation_spec(self, tensor: str) -> QuantSpec:
+        """The grid of the activation ``tensor``.
+
+        Raises
+        ------
+        QuantizationError
+            The plan does not name the tensor.
+        """
+        bits = _bits(self.activations, tensor, "activations")
+        if self.activation_scheme == "affine":
+            return QuantSpec(bits, signed=False, symmetric=False)
+        return QuantSpec(bits, narrow=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        return {
+            "weights": dict(self.weights),
+            "activations": dict(self.activations),
+            "per_channel": self.per_channel,
+            "activation_scheme": self.activation_scheme,
+            "weight_ranges": self.weight_ranges,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> BitPlan:
+        """The plan that `to_json` made ``values`` of.
+
+        Raises
+        ------
+        QuantizationError
+            ``values`` is not such a plan.
+        """
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise QuantizationError(
+                f"This is not a bit plan: {error}. A plan has the keys weights and activations (name: bits), "
+                f"and optionally per_channel, activation_scheme and weight_ranges."
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to ``path`` as JSON, whole or not at all.
+
+        Raises
+        ------
+        OutputError
+            The file cannot be written.
+        """
+        write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> BitPlan:
+        """Read a plan from the JSON file at ``path``.
+
+        Raises
+        ------
+        QuantizationError
+            The file cannot be read, or does not hold a plan.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise QuantizationError(
+                f"Cannot read the bit plan {path}: {error}. Give a JSON file with a plan."
+            ) from error
+        if not isinstance(values, dict):
+            raise QuantizationError(f"{path} does not hold a bit plan but a {type(values).__name__}.")
+        return cls.from_json(values)
+
+
+def _scale_owner(graph: FloatGraph, name: str) -> str:
+    """The node whose range the result of ``name`` has: itself, or what a max-pool or flatten took it from."""
+    node = graph[name]
+    return _scale_owner(graph, node.inputs[0]) if isinstance(node.op, _KEEPS_SCALE) else name
+
+
+def _bits(table: Mapping[str, int], name: str, what: str) -> int:
+    if name not in table:
+        raise QuantizationError(f"The bit plan gives no {what} bits for {name!r}; it names {', '.join(table)}.")
+    return table[name]
