@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,10 @@ class IntegerNet:
             As `run`.
         """
         return self._results(self._inputs(x), kernels, only_outputs=False)
+
+    def with_notes(self, **notes: Any) -> IntegerNet:
+        """The same net with more ``notes`` (plain JSON values) saved beside the graph."""
+        return IntegerNet(replace(self.graph, notes={**self.graph.notes, **notes}))
 
     def save(self, path: str | Path) -> None:
         """Write the net to a ``.lab`` file at ``path``, whole or not at all.

@@ -74,6 +74,7 @@ class QuantSpec:
     def __post_init__(self) -> None:
         if not isinstance(self.bits, int | np.integer) or isinstance(self.bits, bool) or not 1 <= self.bits <= 8:
             raise QuantizationError(f"bits must be an integer in 1..8, got {self.bits!r}. Choose from 1 to 8 bits.")
+        object.__setattr__(self, "bits", int(self.bits))  # 2**bits overflows in NumPy's int8
         if self.is_binary and not (self.symmetric and self.narrow):
             raise QuantizationError(
                 "One signed bit is the binary grid {-1, +1} and must be symmetric and narrow. "

@@ -162,7 +162,8 @@ def scale_and_round(
 
 def round_half_away(real: NDArray[np.floating]) -> NDArray[np.int64]:
     """The nearest integer to each ``real`` (any shape), ties away from zero; |real| below 2**52."""
-    return (np.sign(real) * np.floor(np.abs(real) + 0.5)).astype(np.int64)
+    whole = np.floor(np.abs(real))  # |real| + 1/2 would itself round, up to 1 just below a half
+    return (np.sign(real) * (whole + (np.abs(real) - whole >= 0.5))).astype(np.int64)
 
 
 def _shift_half_up(x: NDArray[np.int64], shift: NDArray[np.generic]) -> NDArray[np.int64]:

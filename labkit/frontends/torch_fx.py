@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from labkit.errors import InputError, ModelError, UnsupportedOperation
 from labkit.graph import float_ops
@@ -51,15 +50,17 @@ def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
         if node.op == "output":
             outputs = tuple(names[n] for n in _flat(node.args[0]) if isinstance(n, fx.Node))
         elif node.op == "placeholder":
-            nodes.append(FloatNode(names[node], float_ops.Input(_shape(node)[1:])))
+            if _is_tensor(node):  # an optional argument that was left out is no input
+                nodes.append(FloatNode(names[node], float_ops.Input(_shape(node)[1:])))
         elif _is_tensor(node) and node.op != "get_attr":
+            _refuse_overwriting(traced, node, names)
             op, inputs = _translate(traced, node, names[node])
             nodes.append(FloatNode(names[node], op, tuple(names[i] for i in inputs)))
     return FloatGraph(tuple(nodes), outputs)
 
 
 def trace_module(module: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
-    """``module`` traced in inference mode, every node annotated with the shape of its result for one input.
+    """``module`` traced in inference mode, every node annotated with the shape or value of its result for two images.
 
     ``input_shape`` is without the batch axis; the module itself and its training flag are left as they were.
 
@@ -70,21 +71,33 @@ def trace_module(module: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphMod
     InputError
         The module does not accept an input of this shape.
     """
+    if not isinstance(module, nn.Module):
+        raise ModelError(
+            f"A torch.nn.Module is needed, got {type(module).__name__}. Build the network and load its weights."
+        )
     flags = {m: m.training for m in module.modules()}
     try:
         module.eval()
-        traced = fx.symbolic_trace(module)
+        return _with_shapes(module, _traced(module), input_shape)
+    finally:
+        for part, flag in flags.items():
+            part.training = flag
+
+
+def _traced(module: nn.Module) -> fx.GraphModule:
+    try:
+        return fx.symbolic_trace(module)
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} cannot be traced by torch.fx: {_one_line(error)}. Its forward method must not "
             f"branch or loop on the values of tensors; rewrite that part, or wrap the traceable part in a module of its own."
         ) from error
-    finally:
-        for part, flag in flags.items():
-            part.training = flag
+
+
+def _with_shapes(module: nn.Module, traced: fx.GraphModule, input_shape: tuple[int, ...]) -> fx.GraphModule:
     try:
-        with torch.no_grad():
-            ShapeProp(traced).propagate(torch.zeros(1, *input_shape))  # type: ignore[no-untyped-call]
+        with torch.no_grad():  # two images: a reshape that mixes images shows in the shapes
+            _Recorder(traced).run(torch.zeros(2, *input_shape))
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} does not accept an input of shape {('N', *input_shape)}: {_one_line(error)}. "
@@ -94,12 +107,51 @@ def trace_module(module: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphMod
 
 
 def node_names(traced: fx.GraphModule) -> dict[fx.Node, str]:
-    """The name of each node: the module's dotted path where it is called once, else torch.fx's name."""
+    """The name of each node: the module's dotted path where it is called once, else torch.fx's name, made unique."""
     called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
-    return {
-        node: str(node.target) if node.op == "call_module" and called.count(node.target) == 1 else node.name
+    names = {
+        node: str(node.target)
         for node in traced.graph.nodes
+        if node.op == "call_module" and called.count(node.target) == 1
     }
+    taken = set(names.values())
+    for node in traced.graph.nodes:
+        if node not in names:
+            name = node.name
+            while name in taken:
+                name += "_"
+            names[node] = name
+            taken.add(name)
+    return names
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a traced module and notes at each node what came out: the shape of a tensor, anything else as it is."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["shape" if isinstance(result, torch.Tensor) else "value"] = getattr(result, "shape", result)
+        return result
+
+
+def _refuse_overwriting(traced: fx.GraphModule, node: fx.Node, names: dict[fx.Node, str]) -> None:
+    """Raise where ``node`` works in place on a tensor that is read again later: a graph has no such side effects."""
+    if node.op == "call_module":
+        part = traced.get_submodule(str(node.target))
+        overwrites = isinstance(part, nn.ReLU | nn.Hardtanh) and part.inplace
+    elif node.target in (F.relu, F.relu6):
+        overwrites = _argument(node, 1, "inplace", False)
+    else:
+        overwrites = node.target is operator.iadd or (node.op == "call_method" and str(node.target).endswith("_"))
+    if not overwrites:
+        return
+    order = {n: i for i, n in enumerate(traced.graph.nodes)}
+    for reader in node.all_input_nodes[0].users:
+        if order[reader] > order[node] and (_is_tensor(reader) or reader.op == "output"):
+            raise UnsupportedOperation(
+                f"{names[node]}: it overwrites a tensor that {names[reader]!r} reads afterwards. "
+                f"Write it without inplace=True, or `a = a + b` in place of `a += b`."
+            )
 
 
 def _translate(traced: fx.GraphModule, node: fx.Node, name: str) -> tuple[FloatOp, list[fx.Node]]:
@@ -114,6 +166,11 @@ def _translate(traced: fx.GraphModule, node: fx.Node, name: str) -> tuple[FloatO
         )
     if node.op == "call_module":
         part = traced.get_submodule(str(node.target))
+        if isinstance(part, nn.BatchNorm1d) and not _follows_linear(traced, tensors[0]):
+            raise UnsupportedOperation(
+                f"{name}: batch norm of a flat tensor is supported right after a linear layer only, where it can be "
+                f"folded. Move it there, or leave it out."
+            )
         for kind, translate in _MODULES.items():
             if isinstance(part, kind):
                 return translate(part, node, name), tensors[:1]
@@ -123,6 +180,19 @@ def _translate(traced: fx.GraphModule, node: fx.Node, name: str) -> tuple[FloatO
     if node.op == "call_method" and node.target in _METHODS:
         return _METHODS[str(node.target)](node, name), tensors
     raise _unsupported(name, getattr(node.target, "__name__", str(node.target)))
+
+
+def _follows_linear(traced: fx.GraphModule, source: fx.Node) -> bool:
+    """Whether ``source`` is a linear layer, perhaps under a dropout, whose result nobody else takes."""
+    while (
+        source.op == "call_module"
+        and len([user for user in source.users if _is_tensor(user) or user.op == "output"]) == 1
+    ):
+        part = traced.get_submodule(str(source.target))
+        if not isinstance(part, nn.Dropout | nn.Identity):
+            return isinstance(part, nn.Linear)
+        source = source.all_input_nodes[0]
+    return False
 
 
 def _unsupported(name: str, what: str) -> UnsupportedOperation:
@@ -200,7 +270,7 @@ def _average_pool(
 
 
 def _adaptive_pool(node: fx.Node, name: str, largest: bool) -> FloatOp:
-    source = node.args[0]
+    source = _argument(node, 0, "input", None)
     assert isinstance(source, fx.Node)
     have, want = _shape(source)[2:], _shape(node)[2:]
     if any(h % w for h, w in zip(have, want, strict=True)):
@@ -216,7 +286,7 @@ def _adaptive_pool(node: fx.Node, name: str, largest: bool) -> FloatOp:
 
 
 def _flatten(node: fx.Node, name: str) -> FloatOp:
-    source = node.args[0]
+    source = _argument(node, 0, "input", None)
     assert isinstance(source, fx.Node)
     have, want = _shape(source), _shape(node)
     if want == have:
@@ -229,11 +299,11 @@ def _flatten(node: fx.Node, name: str) -> FloatOp:
 
 
 def _mean(node: fx.Node, name: str) -> FloatOp:
-    source = node.args[0]
+    source = _argument(node, 0, "input", None)
     assert isinstance(source, fx.Node)
-    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    axes = _argument(node, 1, "dim", None)
     have = _shape(source)
-    if len(have) != 4 or not isinstance(axes, list | tuple) or {int(a) % 4 for a in axes} != {2, 3}:  # type: ignore[arg-type]
+    if len(have) != 4 or not isinstance(axes, list | tuple) or {int(a) % 4 for a in axes} != {2, 3}:
         raise UnsupportedOperation(f"{name}: only the mean over height and width, dims (2, 3), is supported.")
     if len(_shape(node)) != 4:
         raise UnsupportedOperation(f"{name}: use mean((2, 3), keepdim=True) and flatten, or nn.AdaptiveAvgPool2d(1).")
@@ -258,7 +328,9 @@ def _concat(node: fx.Node, name: str) -> FloatOp:
 
 
 def _argument(node: fx.Node, position: int, key: str, default: Any) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(key, default)
+    """An argument of a call; what the call itself computes from sizes, such as ``x.size(2)``, as its value."""
+    value = node.args[position] if len(node.args) > position else node.kwargs.get(key, default)
+    return fx.map_arg(value, lambda n: n.meta.get("value", n))
 
 
 def _call_max_pool(node: fx.Node, name: str) -> FloatOp:
@@ -354,12 +426,13 @@ def _flat(value: Any) -> list[Any]:
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    return hasattr(node.meta.get("tensor_meta"), "shape")
+    return "shape" in node.meta
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.meta["tensor_meta"].shape)
+    return tuple(int(size) for size in node.meta["shape"])
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    message = str(error).split("While executing")[0]  # torch.fx appends its own traceback
+    return " ".join(message.split())[:200].rstrip(".")

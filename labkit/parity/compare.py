@@ -13,7 +13,7 @@ from torch import nn
 
 from labkit import __version__
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
-from labkit.errors import ModelError
+from labkit.errors import InputError, ModelError
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.net import IntegerNet
@@ -57,7 +57,7 @@ def verify(
     ModelError
         The net has no saved calibration, or was not made from this module.
     InputError
-        An image does not fit the net.
+        An image does not fit the net, or there is none.
     """
     tally = _Tally()
     graph = net.graph
@@ -73,10 +73,12 @@ def verify(
     for batch in image_batches(x):
         got = net.trace(batch, kernels=kernels)
         for name, expected in _expected(graph, emulation, torch.from_numpy(batch)).items():
-            tally.tensor(f"{name}", expected, got[name], images)
+            tally.tensor(name, expected, got.get(name), images)
         images += len(batch)
         if progress is not None:
             progress(images)
+    if images == 0:
+        raise InputError("There are no images to verify with. Hand in at least one, of the shape that the net takes.")
     against = "an integer emulation in PyTorch, " + (
         f"derived from the float module {type(module).__name__}"
         if module is not None
@@ -121,13 +123,23 @@ def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
         )
     calibration, plan = Calibration.from_json(graph.notes["calibration"]), BitPlan.from_json(graph.notes["plan"])
     shape = graph[graph.inputs[0]].output.shape
+    kind = type(module).__name__
+    for name, tensor in module.state_dict().items():
+        if not torch.isfinite(tensor).all():
+            raise ModelError(f"{name} of the {kind} holds NaN or infinite values. Give the module that was quantized.")
     try:
-        return Emulation(module, calibration, plan, shape)
-    except KeyError as error:
+        emulation = Emulation(module, calibration, plan, shape)
+    except (KeyError, InputError) as error:
+        what = f"its calibration and bit plan do not name {error}." if isinstance(error, KeyError) else str(error)
         raise ModelError(
-            f"The net's calibration and bit plan do not name {error}: it was not made from this {type(module).__name__}. "
-            f"Give the module that was quantized."
+            f"The net was not made from this {kind}: {what} Give the module that was quantized."
         ) from error
+    if len(emulation.outputs) != len(graph.outputs):
+        raise ModelError(
+            f"The {kind} has {len(emulation.outputs)} outputs, the net {len(graph.outputs)}: it was not made "
+            f"from this module. Give the module that was quantized."
+        )
+    return emulation
 
 
 def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,13 +17,18 @@ from labkit.graph.shapes import Padding
 __all__ = ["run_float"]
 
 
-def run_float(graph: FloatGraph, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+def run_float(
+    graph: FloatGraph,
+    inputs: dict[str, NDArray[np.float32]],
+    after: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+) -> dict[str, NDArray[np.float32]]:
     """Every node's result by name.
 
     Parameters
     ----------
     graph : a FloatGraph
     inputs : float32 [N, ...] by input name
+    after : called with each node's name and result; what it returns is passed on instead
 
     Returns
     -------
@@ -34,6 +41,8 @@ def run_float(graph: FloatGraph, inputs: dict[str, NDArray[np.float32]]) -> dict
                 results[node.name] = torch.from_numpy(np.ascontiguousarray(inputs[node.name], np.float32))
             else:
                 results[node.name] = _activate(node, _compute(node, [results[name] for name in node.inputs]))
+            if after is not None:
+                results[node.name] = after(node.name, results[node.name])
     return {name: tensor.numpy() for name, tensor in results.items()}
 
 

@@ -1,0 +1,31 @@
+"""The command line. `main` is what the ``labkit`` script calls; each command is a module of its own."""
+
+from __future__ import annotations
+
+import sys
+
+from labkit.errors import LabkitError
+
+__all__ = ["main"]
+
+USER_ERROR = 2
+
+
+def main() -> None:
+    """Run the command line; exit 0 on success, 1 where a check failed, 2 for a mistake of the user, 130 for Ctrl-C.
+
+    A mistake is answered with one paragraph on standard error, never with a traceback.
+    """
+    from labkit.cli.app import app
+
+    try:
+        app()
+    except LabkitError as error:
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(stderr=True)
+        console.print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=not console.is_terminal)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,45 @@
+"""The list of commands. Nothing heavy is imported here, so that ``labkit --help`` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from labkit.cli import demo, lab, quantize, run, train, verify
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="Learn neural-network quantization on a real integer engine, checked bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from labkit import __version__
+
+        typer.echo(f"labkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Learn neural-network quantization on a real integer engine, checked bit for bit."""
+
+
+app.command("demo")(demo.demo)
+app.command("quantize")(quantize.quantize)
+app.command("run")(run.run)
+app.command("verify")(verify.verify)
+app.command("train")(train.train)
+app.command("init")(lab.init)
+app.command("lab")(lab.lab)

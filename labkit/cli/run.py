@@ -1,0 +1,49 @@
+"""``labkit run``: arrays through an integer network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["run"]
+
+
+def run(
+    net: Annotated[Path, typer.Argument(help="A .lab file.")],
+    input_file: Annotated[Path, typer.Option("--input", help="Images, .npy, in the net's own layout.")],
+    output_file: Annotated[Path, typer.Option("--output", help="Where the result goes, .npy.")],
+    kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
+    trace: Annotated[Path | None, typer.Option(help="Folder for every node's tensor, one .npy each.")] = None,
+) -> None:
+    """Run NET on an array and write its output."""
+    import io
+
+    import numpy as np
+    from rich.console import Console
+
+    from labkit.cli.sources import read_array
+    from labkit.files import make_folder, write_atomically
+    from labkit.net import load
+
+    def as_bytes(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        return buffer.getvalue()
+
+    make_folder(output_file.parent)
+    if trace is not None:
+        make_folder(trace)
+    integer_net = load(net)
+    x = read_array(input_file)
+    results = integer_net.run(x, kernels=kernels)
+    if isinstance(results, dict):
+        for name, array in results.items():
+            write_atomically(output_file.with_stem(f"{output_file.stem}-{name}"), as_bytes(array))
+    else:
+        write_atomically(output_file, as_bytes(results))
+    if trace is not None:
+        for name, array in integer_net.trace(x, kernels=kernels).items():
+            write_atomically(trace / f"{name}.npy", as_bytes(array))
+    Console().print(f"{len(x):,} images through {net}: {output_file}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,66 @@
+"""``labkit train``: a reference net from its first weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["train"]
+
+
+def train(
+    net: Annotated[str, typer.Argument(help="A reference net: lenet, lenet-bias, ...")],
+    data: Annotated[str, typer.Option(help="cifar10 or mnist5k.")] = "cifar10",
+    out: Annotated[Path, typer.Option(help="Folder for the weights and the recipe.")] = Path("labkit-training"),
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="step, cosine or constant.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
+    final_learning_rate: Annotated[float | None, typer.Option(help="The last one, of step and cosine.")] = None,
+    momentum: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
+    seed: Annotated[int, typer.Option(help="Decides weights, order and augmentation.")] = 0,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of torch; another number gives slightly other weights.")
+    ] = None,
+    augment: Annotated[bool, typer.Option(help="Shift by up to 4 pixels and mirror at random.")] = False,
+    resume: Annotated[bool, typer.Option(help="Go on where an earlier run in the same folder stopped.")] = True,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
+) -> None:
+    """Train NET. What is not given follows the recipe of the shipped checkpoint."""
+    from rich.console import Console
+
+    from labkit.data import load
+    from labkit.errors import InputError
+    from labkit.files import make_folder
+    from labkit.models import default_recipe
+    from labkit.models.training import train as train_net
+
+    if data == "auto":
+        raise InputError("Training needs one data set by name: --data cifar10 or --data mnist5k.")
+    given = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "schedule": schedule,
+        "learning_rate": learning_rate,
+        "final_learning_rate": final_learning_rate,
+        "momentum": momentum,
+        "weight_decay": weight_decay,
+        "threads": threads,
+    }
+    changed = {name: value for name, value in given.items() if value is not None}
+    recipe = replace(default_recipe(net, data), seed=seed, augment=augment, **changed)  # type: ignore[arg-type]
+    make_folder(out)
+    console = Console()
+    console.print(f"{recipe.command}", highlight=False, soft_wrap=True, markup=False)
+    result = train_net(recipe, load(data, data_dir=data_dir), out, resume=resume, console=console)
+    if result is not None:
+        console.print(
+            f"Test accuracy {result.test_accuracy:.2f} %. Weights: {result.weights_file}, recipe: {result.recipe_file}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )

@@ -1,0 +1,154 @@
+"""The parts of a prepared network: buffers, places in them, kernel calls, and the borders to real numbers.
+
+Inside the fast tier a tensor is int16 with its zero point subtracted, in the layout (N, H, W, C). Its buffer has a border
+of zeros as wide as the widest padding that a consumer asks for, and its producer writes straight into the interior. A
+tensor that is no image is one row of channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode, Tensor
+from labkit.kernels.fast.elementwise import Corner
+from labkit.kernels.fast.packing import rounded_up
+
+__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Step"]
+
+TABLES = -1  # in Step.buffers: the arena's scratch table of addresses
+
+_DENSE_CHANNELS = 4  # an input image of few channels is stored without filling lanes: less to multiply by zero
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """Memory for one tensor: ``shape`` (height, width, channels) with its border, of each image; int16, or int32 sums."""
+
+    shape: tuple[int, int, int]
+    dtype: type[np.int16] | type[np.int32]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes for each image."""
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies: the number of a buffer, the size (C, H, W) of its image and the row and column of its first pixel."""
+
+    buffer: int
+    image: tuple[int, int, int]
+    corner: Corner
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One kernel call: ``kernel(images, *buffers, *constants)`` on behalf of ``node``.
+
+    kernel : returns 0, or the number of elements that break the bounds of its rounding rule
+    kernel_for_one : what to call instead where memory is for a single image
+    """
+
+    node: str
+    kernel: Callable[..., int]
+    buffers: tuple[int, ...]
+    constants: tuple[Any, ...]
+    kernel_for_one: Callable[..., int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A Quantize node: where its integers go, and how. ``low`` and ``high`` end the grid, zero point subtracted."""
+
+    node: IntNode
+    place: Place
+    is_binary: bool
+    scale: np.float32
+    low: np.float32
+    high: np.float32
+
+
+@dataclass(frozen=True, eq=False)
+class Exit:
+    """How to read the result of ``node`` from the place where its integers lie.
+
+    scale : of a Dequantize node, else None
+    dtype : of the array that is returned
+    """
+
+    node: IntNode
+    place: Place
+    scale: np.float32 | None
+    zero_point: np.int16
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What `engine.run` needs to run ``graph``; it holds no run-time state.
+
+    buffers : memory for each image of a chunk
+    entries, steps : in running order
+    exits : one for every node
+    chunk : the largest number of images that run together
+    """
+
+    graph: IntGraph
+    buffers: tuple[Buffer, ...]
+    entries: tuple[Entry, ...]
+    steps: tuple[Step, ...]
+    exits: Mapping[str, Exit]
+    chunk: int
+
+
+class Plan:
+    """What `prepare` has decided so far: ``buffers``, ``places`` by node and ``steps``."""
+
+    def __init__(self, graph: IntGraph) -> None:
+        self.graph = graph
+        self.buffers: list[Buffer] = []
+        self.places: dict[str, Place] = {}
+        self.steps: list[Step] = []
+        self.consumers: dict[str, list[IntNode]] = {node.name: [] for node in graph}
+        for node in graph:
+            for name in node.inputs:
+                self.consumers[name].append(node)
+
+    def add_buffer(self, shape: tuple[int, int, int], dtype: type[np.int16] | type[np.int32]) -> int:
+        """The number of a new buffer."""
+        self.buffers.append(Buffer(shape, dtype))
+        return len(self.buffers) - 1
+
+    def new_place(self, node: IntNode) -> Place:
+        """A buffer for the result of ``node``, with the border that its consumers need."""
+        channels, height, width = image = as_image(node.output)
+        (top, bottom), (left, right) = self._border(node.name)
+        is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= _DENSE_CHANNELS
+        lanes = channels if is_small_input else rounded_up(channels)
+        buffer = self.add_buffer((top + height + bottom, left + width + right, lanes), np.int16)
+        self.places[node.name] = Place(buffer, image, Corner(top, left))
+        return self.places[node.name]
+
+    def source(self, node: IntNode, index: int = 0) -> Place:
+        """Where input ``index`` of ``node`` lies."""
+        return self.places[node.inputs[index]]
+
+    def _border(self, name: str) -> int_ops.Padding:
+        padded = int_ops.Conv2d | int_ops.AveragePool2d
+        paddings = [c.op.padding for c in self.consumers[name] if isinstance(c.op, padded)] or [((0, 0), (0, 0))]
+        top, bottom, left, right = (max(p[axis][side] for p in paddings) for axis in (0, 1) for side in (0, 1))
+        return (top, bottom), (left, right)
+
+
+def as_image(tensor: Tensor) -> tuple[int, int, int]:
+    """The shape as (C, H, W); what is no image becomes one row of channels."""
+    if len(tensor.shape) == 3:
+        channels, height, width = tensor.shape
+        return channels, height, width
+    return int(np.prod(tensor.shape)), 1, 1

@@ -1,0 +1,95 @@
+"""Run a prepared network on real images: quantize, integers only, dequantize."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic import affine
+from labkit.engine.arena import Arena, arena_for
+from labkit.engine.plan import Entry, Exit, Prepared
+from labkit.errors import BoundError
+from labkit.kernels.fast.elementwise import dequantize, quantize, quantize_signs
+
+__all__ = ["run", "trace"]
+
+Array = NDArray[Any]
+
+
+def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+    """The outputs of ``prepared.graph`` for any number of images.
+
+    Parameters
+    ----------
+    prepared : from `labkit.engine.prepare`
+    inputs : float32 [N, ...], C-contiguous, by the name of each input node; all with the same N
+
+    Returns
+    -------
+    by the name of each output: float32 [N, ...] of a Dequantize node, else integers in the tensor's own dtype
+
+    Raises
+    ------
+    QuantizationError
+        An input holds a NaN.
+    BoundError
+        These images drive a GEMMLOWP rule out of 32 bits.
+    """
+    return _run(prepared, inputs, [prepared.exits[name] for name in prepared.graph.outputs])
+
+
+def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+    """The result of every node by name, in the layout (N, C, H, W); parameters and errors as `run`.
+
+    The name of a node that was fused into another (its ``carries``) gives the array of the node that computes it.
+    """
+    results = _run(prepared, inputs, list(prepared.exits.values()))
+    return {name: results[carrier] for name, carrier in prepared.graph.carriers().items()}
+
+
+def _run(prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit]) -> dict[str, Array]:
+    images = next(iter(inputs.values())).shape[0]
+    results = {way.node.name: np.empty((images, *way.node.output.shape), way.dtype) for way in exits}
+    for first in range(0, images, prepared.chunk):
+        count = min(prepared.chunk, images - first)
+        chunk = slice(first, first + count)
+        arena = arena_for(prepared, count)
+        for entry in prepared.entries:
+            _enter(arena, entry, inputs[entry.node.name], chunk)
+        for node, kernel, arguments in arena.calls:
+            if kernel(count, *arguments):
+                raise BoundError(
+                    f"{node}: its rounding rule shifts the accumulator left before multiplying, and for these images the "
+                    f"result does not fit int32. Use the rule SINGLE for multipliers above 1."
+                )
+        for way in exits:
+            _leave(arena, way, results[way.node.name][chunk])
+    return results
+
+
+def _enter(arena: Arena, entry: Entry, real: Array, chunk: slice) -> None:
+    """Quantize the images of ``chunk`` into their buffer."""
+    images, buffer = real[chunk], arena.buffers[entry.place.buffer]
+    if not images.flags.writeable:
+        images = images.copy()  # Numba would compile the kernel once more for memory that cannot be written
+    images = images.reshape(-1, *entry.place.image)
+    if entry.is_binary:
+        not_numbers = quantize_signs(images, buffer, entry.place.corner)
+    else:
+        not_numbers = quantize(images, buffer, entry.scale, entry.low, entry.high, entry.place.corner)
+    if not_numbers:
+        spec, params = entry.node.output.quantized
+        affine.quantize(real, params, spec)  # raises, and says how many there are and where
+
+
+def _leave(arena: Arena, way: Exit, result: Array) -> None:
+    """Fill ``result`` [images, ...] from the buffer of its node."""
+    buffer, (channels, height, width), (top, left) = arena.buffers[way.place.buffer], way.place.image, way.place.corner
+    if way.scale is not None:
+        dequantize(buffer, result.reshape(-1, channels, height, width), way.scale, way.place.corner)
+        return
+    stored = buffer[: result.shape[0], top : top + height, left : left + width, :channels].transpose(0, 3, 1, 2)
+    result[...] = (stored + way.zero_point).reshape(result.shape)

@@ -1,0 +1,64 @@
+"""What a network costs for one image: multiply-accumulates, bit operations and bytes of parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph
+
+__all__ = ["Costs", "costs"]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """macs : multiply-accumulates by layer, for one image.
+
+    bops : MACs x weight bits x input bits by layer (the slides on HAWQ-V3 count so).
+    weight_bytes : integer weights by layer, four bits or fewer packed two to a byte.
+    bias_bytes : int32 biases by layer.
+    """
+
+    macs: Mapping[str, int]
+    bops: Mapping[str, int]
+    weight_bytes: Mapping[str, int]
+    bias_bytes: Mapping[str, int]
+
+    @property
+    def size_bytes(self) -> int:
+        """Weights and biases of the whole network."""
+        return sum(self.weight_bytes.values()) + sum(self.bias_bytes.values())
+
+    @property
+    def total_macs(self) -> int:
+        """Multiply-accumulates of the whole network for one image."""
+        return sum(self.macs.values())
+
+    @property
+    def total_bops(self) -> int:
+        """Bit operations of the whole network for one image."""
+        return sum(self.bops.values())
+
+
+def costs(graph: IntGraph) -> Costs:
+    """Count the convolutions and linear layers of ``graph``; other operations multiply nothing."""
+    macs: dict[str, int] = {}
+    bops: dict[str, int] = {}
+    weight_bytes: dict[str, int] = {}
+    bias_bytes: dict[str, int] = {}
+    for node in graph:
+        op = node.op
+        if not isinstance(op, int_ops.Conv2d | int_ops.Linear):
+            continue
+        positions = int(np.prod(node.output.shape[1:]))  # 1 for a linear layer
+        input_spec, _ = graph.inputs_of(node)[0].quantized
+        macs[node.name] = op.weight.values.size * positions
+        bops[node.name] = macs[node.name] * op.weight.spec.bits * input_spec.bits
+        packed = op.weight.spec.bits <= 4
+        weight_bytes[node.name] = (op.weight.values.size + 1) // 2 if packed else op.weight.values.size
+        bias_bytes[node.name] = op.bias.size * 4 if np.any(op.bias) else 0
+    return Costs(*(MappingProxyType(table) for table in (macs, bops, weight_bytes, bias_bytes)))

@@ -1,0 +1,172 @@
+"""Convolution and fully connected layers on the register tile. See `labkit.kernels.reference.conv2d` for what they compute.
+
+Activations are int16 with their zero point subtracted, in buffers (N, H, W, C) whose border is real 0 = integer 0, so that
+padding needs no test. Weights come from `packing.pack_panels`, constants from `packing.pack_epilogue`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.kernels.fast.tile import CHANNELS, PANELS, POSITIONS, fused_tile, single_tile, sums_tile, wide_tile
+from labkit.kernels.jit import jit
+
+__all__ = ["BLOCK", "Windows", "byte_offsets", "conv2d", "conv2d_sums", "linear_one"]
+
+BLOCK = 48  # output positions that share one pass over the weights: their windows stay in the first-level cache
+
+Array = NDArray[Any]
+
+
+class Windows(NamedTuple):
+    """Where the windows start: output position (i, j) reads from row ``top + i * stride_h``, column ``left + j * stride_w``.
+
+    height, width : number of output positions
+    into_top, into_left : row and column of the first output position in the target buffer
+    """
+
+    height: int
+    width: int
+    stride_h: int
+    stride_w: int
+    top: int
+    left: int
+    into_top: int
+    into_left: int
+
+
+@jit
+def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int) -> int:
+    """Addresses of ``count`` windows of ``x`` and of their results in ``y``, from position ``first`` on (int64 [2, BLOCK]).
+
+    The last address is repeated up to whole tiles: a position computed twice is written twice with the same numbers.
+    Returns the number of tiles.
+    """
+    image, rest = divmod(first, windows.height * windows.width)
+    i, j = divmod(rest, windows.width)
+    tiles = (count + POSITIONS - 1) // POSITIONS
+    for at in range(tiles * POSITIONS):
+        if at >= count:
+            tables[0, at] = tables[0, count - 1]
+            tables[1, at] = tables[1, count - 1]
+            continue
+        row, column = windows.top + i * windows.stride_h, windows.left + j * windows.stride_w
+        tables[0, at] = x.ctypes.data + image * x.strides[0] + row * x.strides[1] + column * x.strides[2]
+        row, column = windows.into_top + i, windows.into_left + j
+        tables[1, at] = y.ctypes.data + image * y.strides[0] + row * y.strides[1] + column * y.strides[2]
+        j += 1
+        if j == windows.width:
+            j = 0
+            i += 1
+            if i == windows.height:
+                i = 0
+                image += 1
+    return tiles
+
+
+@jit
+def conv2d(
+    images: int,
+    x: Array,
+    y: Array,
+    tables: Array,
+    panels: Array,
+    epilogue: Array,
+    runs: Array,
+    clamp: tuple[int, int],
+    windows: Windows,
+) -> int:
+    """Convolution with bias, requantization under SINGLE and clamp fused into the tile.
+
+    x, y : int16 [N, H, W, C], the input's and the output's buffer
+    tables : int64 [2, BLOCK], scratch
+    panels, epilogue : packed weights and constants
+    runs : int64, byte offset of each run from the start of a window
+    clamp : lowest and highest result, zero point subtracted
+    """
+    positions = images * windows.height * windows.width
+    sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
+    steps = panels.shape[2]
+    for first in range(0, positions, BLOCK):
+        tiles = fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
+        for p in range(panels.shape[0]):
+            panel = panels.ctypes.data + p * panels.strides[0]
+            constants = epilogue.ctypes.data + p * epilogue.strides[0]
+            for at in range(0, tiles * POSITIONS, POSITIONS):
+                fused_tile(
+                    sources + 8 * at,
+                    targets + 8 * at,
+                    runs.ctypes.data,
+                    runs.shape[0],
+                    steps,
+                    panels,
+                    panel,
+                    constants,
+                    clamp[0],
+                    clamp[1],
+                )
+            for at in range(tiles * POSITIONS):
+                tables[1, at] += CHANNELS * y.itemsize
+    return 0
+
+
+@jit
+def conv2d_sums(images: int, x: Array, sums: Array, tables: Array, panels: Array, runs: Array, windows: Windows) -> int:
+    """Convolution that leaves its int32 ``sums`` [N, H', W', C], without bias, to another rounding rule; else as `conv2d`."""
+    positions = images * windows.height * windows.width
+    sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
+    steps = panels.shape[2]
+    for first in range(0, positions, BLOCK):
+        tiles = fill_tables(tables, x, sums, windows, first, min(BLOCK, positions - first))
+        for p in range(panels.shape[0]):
+            panel = panels.ctypes.data + p * panels.strides[0]
+            for at in range(0, tiles * POSITIONS, POSITIONS):
+                sums_tile(
+                    sources + 8 * at, targets + 8 * at, runs.ctypes.data, runs.shape[0], steps, panels, panel, 0, 0, 0
+                )
+            for at in range(tiles * POSITIONS):
+                tables[1, at] += CHANNELS * sums.itemsize
+    return 0
+
+
+@jit
+def linear_one(
+    images: int,
+    x: Array,
+    y: Array,
+    tables: Array,
+    panels: Array,
+    epilogue: Array,
+    runs: Array,
+    clamp: tuple[int, int],
+    windows: Windows,
+) -> int:
+    """A fully connected layer for a single image: all weights are used once, four panels at a time. Otherwise as `conv2d`."""
+    sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
+    fill_tables(tables, x, y, windows, 0, 1)
+    steps, run, low, high = panels.shape[2], runs.ctypes.data, clamp[0], clamp[1]
+    whole = panels.shape[0] - panels.shape[0] % PANELS
+    for p in range(0, whole, PANELS):
+        panel = panels.ctypes.data + p * panels.strides[0]
+        constants = epilogue.ctypes.data + p * epilogue.strides[0]
+        wide_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
+        tables[1, 0] += PANELS * CHANNELS * y.itemsize
+    for p in range(whole, panels.shape[0]):
+        panel = panels.ctypes.data + p * panels.strides[0]
+        constants = epilogue.ctypes.data + p * epilogue.strides[0]
+        single_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
+        tables[1, 0] += CHANNELS * y.itemsize
+    return 0
+
+
+def byte_offsets(
+    kernel: tuple[int, int], dilation: tuple[int, int], row_bytes: int, pixel_bytes: int
+) -> NDArray[np.int64]:
+    """Byte offset of each run: one a kernel row, or one a kernel element where columns are dilated."""
+    rows = np.arange(kernel[0]) * dilation[0] * row_bytes
+    if dilation[1] == 1:
+        return rows.astype(np.int64)
+    return (rows[:, None] + np.arange(kernel[1]) * dilation[1] * pixel_bytes).reshape(-1).astype(np.int64)

@@ -1,0 +1,68 @@
+"""Convolution in groups, in plain loops. See `labkit.kernels.reference.conv2d`.
+
+The tile wants sixteen output channels that share their input; grouped layers do not have them. Both functions leave
+int32 sums [N, H', W', C] without bias to a requantization pass.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.kernels.fast.conv import Windows
+from labkit.kernels.jit import jit
+
+__all__ = ["Taps", "depthwise_sums", "grouped_sums"]
+
+Array = NDArray[Any]
+
+
+class Taps(NamedTuple):
+    """The kernel's size and the distance between its elements."""
+
+    kernel_h: int
+    kernel_w: int
+    dilation_h: int
+    dilation_w: int
+
+
+@jit
+def depthwise_sums(images: int, x: Array, sums: Array, weights: Array, taps: Taps, windows: Windows) -> int:
+    """One filter for each channel: ``weights`` int16 [kH, kW, C]. The inner loop runs over neighbouring channels."""
+    channels = weights.shape[2]
+    for n in range(images):
+        for i in range(windows.height):
+            for j in range(windows.width):
+                total = sums[n, i, j]
+                total[:channels] = 0
+                for u in range(taps.kernel_h):
+                    row = x[n, windows.top + i * windows.stride_h + u * taps.dilation_h]
+                    for v in range(taps.kernel_w):
+                        pixel = row[windows.left + j * windows.stride_w + v * taps.dilation_w]
+                        w = weights[u, v]
+                        for c in range(channels):
+                            total[c] = np.int32(total[c] + np.int32(pixel[c]) * np.int32(w[c]))
+    return 0
+
+
+@jit
+def grouped_sums(images: int, x: Array, sums: Array, weights: Array, groups: int, taps: Taps, windows: Windows) -> int:
+    """Any number of groups: ``weights`` int16 [O, kH, kW, C / groups]. The inner loop is a dot product over channels."""
+    outputs, depth = weights.shape[0], weights.shape[3]
+    for n in range(images):
+        for i in range(windows.height):
+            for j in range(windows.width):
+                for o in range(outputs):
+                    first = o // (outputs // groups) * depth
+                    total = np.int32(0)
+                    for u in range(taps.kernel_h):
+                        row = x[n, windows.top + i * windows.stride_h + u * taps.dilation_h]
+                        for v in range(taps.kernel_w):
+                            pixel = row[windows.left + j * windows.stride_w + v * taps.dilation_w]
+                            w = weights[o, u, v]
+                            for c in range(depth):
+                                total = np.int32(total + np.int32(pixel[first + c]) * np.int32(w[c]))
+                    sums[n, i, j, o] = total
+    return 0

@@ -1,0 +1,117 @@
+"""Weights and requantization constants in the order in which the fast kernels read them. Runs once, in NumPy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.kernels.fast.tile import CHANNELS, EPILOGUE_WORDS
+
+__all__ = ["aligned_zeros", "channels_first_order", "epilogue_fits", "pack_epilogue", "pack_panels", "rounded_up"]
+
+_LINE = 64  # bytes of a cache line; a vector that straddles two lines is read twice
+_SLACK = 64  # bytes after an array that a vector may touch beyond its last element
+
+
+def rounded_up(count: int, multiple: int = CHANNELS) -> int:
+    """The smallest multiple of ``multiple`` that is at least ``count``."""
+    return -(-count // multiple) * multiple
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that start on a cache line and may be read and written up to 64 bytes past their end."""
+    kind = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
+    memory = np.zeros(size + _LINE + _SLACK, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + size].view(kind).reshape(shape)
+
+
+def pack_panels(weights: NDArray[np.integer]) -> NDArray[np.int8] | NDArray[np.int16]:
+    """Weights ``[O, runs, run length]``, zero points subtracted, as panels ``[O / 16, runs, pairs, 16, 2]``.
+
+    Channels are filled up to whole panels and runs to whole pairs with zeros, which add nothing to any sum. The result
+    is int8 where every weight fits, else int16 (eight bits and a zero point need nine).
+    """
+    outputs, runs, length = weights.shape
+    full = np.zeros((rounded_up(outputs), runs, rounded_up(length, 2)), np.int16)
+    full[:outputs, :, :length] = weights
+    panels = full.reshape(-1, CHANNELS, runs, full.shape[2] // 2, 2).transpose(0, 2, 3, 1, 4)
+    fits = weights.size == 0 or (weights.min() >= -128 and weights.max() <= 127)
+    packed = aligned_zeros(panels.shape, np.int8 if fits else np.int16)
+    packed[...] = panels
+    return packed
+
+
+def epilogue_fits(requantizer: Requantizer, bound: NDArray[np.int64]) -> bool:
+    """Whether the tile may requantize: the rule is SINGLE and no result leaves int32 before the clamp.
+
+    ``bound`` int64 [O] is the largest magnitude of each channel's sum, from `arithmetic.bounds.accumulator_bound`. The
+    product has at most 62 bits, so it is compared in float64 with room to spare.
+    """
+    if requantizer.rule is not RoundingRule.SINGLE:
+        return False
+    assert isinstance(requantizer.multiplier, FixedPointMultiplier)
+    return bool(np.all(bound * requantizer.multiplier.to_real() < 2.0**30))
+
+
+def pack_epilogue(bias: NDArray[np.int32], requantizer: Requantizer) -> NDArray[np.int64]:
+    """Constants of `simd.scale_shift` for each vector of 8 channels: int64 ``[O / 16 panels, 2, 32]``.
+
+    Words 0-3 hold the bias as eight int32. Words 4-11 hold the mantissas, 12-19 the shifts and 20-27 the rounding
+    constants, each four of even and then four of odd channels. Words 28-31 hold the lift as eight int32.
+    """
+    multiplier = requantizer.multiplier
+    assert isinstance(multiplier, FixedPointMultiplier)
+    outputs = bias.shape[0]
+    full = rounded_up(outputs)
+
+    def filled(values: NDArray[Any], filler: int) -> NDArray[np.int64]:
+        result = np.full(full, filler, np.int64)
+        result[:outputs] = values
+        return result.reshape(-1, 8)
+
+    def even_then_odd(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
+
+    def as_words(values: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.ascontiguousarray(values.astype(np.int32)).view(np.int64)
+
+    shift = filled(31 - multiplier.exponent.astype(np.int64), 1)
+    columns = (
+        as_words(filled(bias, 0)),
+        even_then_odd(filled(multiplier.mantissa, 0)),
+        even_then_odd(shift),
+        even_then_odd((np.int64(1) << (shift - 1)) + (np.int64(1) << 62)),
+        as_words(np.int64(1) << (62 - shift)),
+    )
+    packed = aligned_zeros((full // CHANNELS, CHANNELS // 8, EPILOGUE_WORDS), np.int64)
+    packed[...] = np.concatenate(columns, axis=1).reshape(packed.shape)
+    return packed
+
+
+def channels_first_order(
+    weights: NDArray[np.integer], shape: tuple[int, int, int], stored: tuple[int, int, int, int, int]
+) -> NDArray[np.integer]:
+    """Columns of a Linear layer after a Flatten, moved to where its input lies in a buffer of the layout (H, W, C).
+
+    Parameters
+    ----------
+    weights : integers [O, C * H * W], in PyTorch's order
+    shape : (C, H, W)
+    stored : height, width and channels of the buffer, then row and column of the image in it
+
+    Returns
+    -------
+    integers [O, height * width * channels], zero where the buffer holds something else
+    """
+    channels, height, width = shape
+    buffer_h, buffer_w, buffer_c, top, left = stored
+    placed = np.zeros((weights.shape[0], buffer_h, buffer_w, buffer_c), weights.dtype)
+    image = weights.reshape(-1, channels, height, width).transpose(0, 2, 3, 1)
+    placed[:, top : top + height, left : left + width, :channels] = image
+    return placed.reshape(weights.shape[0], -1)

@@ -1,0 +1,104 @@
+"""Pooling. See `labkit.kernels.reference.max_pool2d` and `average_pool2d` for what they compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from labkit.kernels.fast import simd
+from labkit.kernels.fast.conv import Windows
+from labkit.kernels.fast.direct import Taps
+from labkit.kernels.fast.tile import CHANNELS
+from labkit.kernels.jit import jit
+
+__all__ = ["average_sums", "max_pool2d"]
+
+Array = NDArray[Any]
+
+LOWEST = -(2**15)
+
+
+@intrinsic
+def largest_16(typing_context, first, rows, row_bytes, columns, column_bytes, target):  # type: ignore[no-untyped-def]
+    """The largest of ``rows`` x ``columns`` vectors of 16 int16 from address ``first`` on, kept in a register, to ``target``."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        first, rows, row_bytes, columns, column_bytes, target = arguments
+
+        def one_pixel(state: list[ir.Value]) -> list[ir.Value]:
+            address, largest = state
+            pixel = simd.load(builder, address, simd.V16I16)
+            return [builder.add(address, column_bytes), simd.maximum(builder, largest, pixel)]
+
+        def one_row(state: list[ir.Value]) -> list[ir.Value]:
+            address, largest = state
+            _, largest = simd.counted_loop(builder, columns, [address, largest], one_pixel)
+            return [builder.add(address, row_bytes), largest]
+
+        lowest = ir.Constant(simd.V16I16, [LOWEST] * 16)
+        _, largest = simd.counted_loop(builder, rows, [first, lowest], one_row)
+        simd.store(builder, largest, target)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6), generate
+
+
+@jit
+def inside(start: int, taps: int, step: int, size: int) -> tuple[int, int]:
+    """The first tap and the number of taps of a window that lie in ``0 .. size - 1``."""
+    skipped = max(0, (-start + step - 1) // step)
+    return skipped, min(taps, (size - 1 - start) // step + 1) - skipped
+
+
+@jit
+def max_pool2d(
+    images: int, x: Array, y: Array, size: tuple[int, int], corner: tuple[int, int], taps: Taps, windows: Windows
+) -> int:
+    """Max pooling, sixteen channels at a time. Elements outside the image are left out, because 0 could win over them.
+
+    x, y : int16 [N, H, W, C]; the lanes of ``y`` beyond the last channel get numbers without meaning
+    size, corner : height and width of the image in ``x``, and where it starts
+    windows : ``top`` and ``left`` are those of the first window in the image and negative where it is padded
+    """
+    column_bytes = taps.dilation_w * x.strides[2]
+    row_bytes = taps.dilation_h * x.strides[1]
+    for n in range(images):
+        for i in range(windows.height):
+            row = windows.top + i * windows.stride_h
+            skip_h, rows = inside(row, taps.kernel_h, taps.dilation_h, size[0])
+            row += corner[0] + skip_h * taps.dilation_h
+            for j in range(windows.width):
+                column = windows.left + j * windows.stride_w
+                skip_w, columns = inside(column, taps.kernel_w, taps.dilation_w, size[1])
+                column += corner[1] + skip_w * taps.dilation_w
+                source = x.ctypes.data + n * x.strides[0] + row * x.strides[1] + column * x.strides[2]
+                target = (
+                    y.ctypes.data
+                    + n * y.strides[0]
+                    + (windows.into_top + i) * y.strides[1]
+                    + (windows.into_left + j) * y.strides[2]
+                )
+                for c in range(0, y.shape[3], CHANNELS):
+                    largest_16(source + 2 * c, rows, row_bytes, columns, column_bytes, target + 2 * c)
+    return 0
+
+
+@jit
+def average_sums(images: int, x: Array, sums: Array, channels: int, taps: Taps, windows: Windows) -> int:
+    """Sums over windows of int16 ``x`` [N, H, W, C] into int32 ``sums`` [N, H', W', C]; the border of ``x`` is 0 and counts."""
+    for n in range(images):
+        for i in range(windows.height):
+            for j in range(windows.width):
+                total = sums[n, i, j]
+                total[:channels] = 0
+                for u in range(taps.kernel_h):
+                    for v in range(taps.kernel_w):
+                        pixel = x[n, windows.top + i * windows.stride_h + u, windows.left + j * windows.stride_w + v]
+                        for c in range(channels):
+                            total[c] = np.int32(total[c] + np.int32(pixel[c]))
+    return 0

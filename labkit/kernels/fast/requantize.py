@@ -1,0 +1,165 @@
+"""Requantization as a pass of its own, under every rounding rule. See `arithmetic.requantize` for the equations.
+
+It serves sums that the tile does not finish itself (another rule than SINGLE, grouped convolution, average pooling) and
+the nodes Requantize and Concat. The scalar functions below are those of `arithmetic.requantize.scale_and_round`, one
+number at a time; each is compiled into a loop over pixels and channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.kernels.jit import jit
+
+__all__ = ["REQUANTIZE", "Patch", "multiplier_tables"]
+
+Array = NDArray[Any]
+
+INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
+
+
+class Patch(NamedTuple):
+    """Where an image lies in two buffers: its size, then row, column and channel of its first element in each."""
+
+    height: int
+    width: int
+    channels: int
+    top: int
+    left: int
+    into_top: int
+    into_left: int
+    into_channel: int
+
+
+@jit
+def single(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+    """Eq. 13: ties towards +infinity."""
+    shift = 31 - exponent
+    return (x * mantissa + (1 << (shift - 1))) >> shift, True
+
+
+@jit
+def dyadic(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+    """Eq. 16: ties to even."""
+    shift = 31 - exponent
+    product = x * mantissa
+    up = (product + (1 << (shift - 1))) >> shift
+    is_tie = (product & ((1 << shift) - 1)) == (1 << (shift - 1))
+    return up - (up & 1 if is_tie else 0), True
+
+
+@jit
+def gemmlowp(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+    """Eq. 14: a truncated and nudged high half, then ties away from zero."""
+    lifted = x << max(exponent, 0)
+    product = lifted * mantissa
+    nudged = product + ((1 << 30) if product >= 0 else 1 - (1 << 30))
+    high = nudged >> 31 if nudged >= 0 else -(-nudged >> 31)
+    right = max(-exponent, 0)
+    mask = (1 << right) - 1
+    threshold = (mask >> 1) + (1 if high < 0 else 0)
+    rounded = (high >> right) + (1 if (high & mask) > threshold else 0)
+    return rounded, INT32_MIN <= lifted <= INT32_MAX
+
+
+@jit
+def gemmlowp_up(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+    """Eq. 15: as gemmlowp with ties towards +infinity."""
+    lifted = x << max(exponent, 0)
+    high = (lifted * mantissa + (1 << 30)) >> 31
+    right = max(-exponent, 0)
+    if right > 0:
+        high = (high + (1 << (right - 1))) >> right
+    return high, INT32_MIN <= lifted <= INT32_MAX
+
+
+@jit
+def float32_even(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+    """Eq. 17: product and sum in float32, ties to even."""
+    return int(np.rint(np.float32(x) * np.float32(real) + np.float32(inside))), True
+
+
+@jit
+def float64_away(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+    """Eq. 18: product and sum in float64, ties away from zero."""
+    scaled = np.float64(x) * real + inside
+    whole = math.floor(abs(scaled))
+    magnitude = whole + (1 if abs(scaled) - whole >= 0.5 else 0)  # abs + 0.5 would round just below a half
+    return int(magnitude if scaled >= 0 else -magnitude), True
+
+
+def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
+    def requantize(
+        images: int,
+        x: Array,
+        y: Array,
+        bias: Array,
+        mantissa: Array,
+        exponent: Array,
+        real: Array,
+        inside: int,
+        zero_point: int,
+        clamp: tuple[int, int],
+        patch: Patch,
+    ) -> int:
+        """``y = clamp(rule(x + bias)) - zero_point`` for every pixel and channel of ``patch``.
+
+        x, y : int16 or int32 [N, H, W, C]
+        bias, mantissa, exponent : int64 [C]; real : float64 [C]; a rule uses the one or the others
+        inside : what the rule adds before rounding, 0 or the zero point
+        clamp : of the output, zero point included
+
+        Returns the number of elements that a left shift drove out of int32, which the rule does not allow.
+        """
+        overflows = 0
+        for n in range(images):
+            for i in range(patch.height):
+                for j in range(patch.width):
+                    source = x[n, patch.top + i, patch.left + j]
+                    target = y[n, patch.into_top + i, patch.into_left + j]
+                    for c in range(patch.channels):
+                        rounded, fits = rule(source[c] + bias[c], mantissa[c], exponent[c], real[c], inside)
+                        overflows += 0 if fits else 1
+                        q = min(max(rounded + zero_point - inside, clamp[0]), clamp[1])
+                        target[patch.into_channel + c] = q - zero_point
+        return overflows
+
+    requantize.__name__ = requantize.__qualname__ = f"requantize_{rule.__name__}"
+    return jit(requantize)
+
+
+REQUANTIZE = MappingProxyType(
+    {
+        RoundingRule.SINGLE: _over_pixels(single),
+        RoundingRule.GEMMLOWP: _over_pixels(gemmlowp),
+        RoundingRule.GEMMLOWP_UP: _over_pixels(gemmlowp_up),
+        RoundingRule.DYADIC: _over_pixels(dyadic),
+        RoundingRule.FLOAT32_EVEN: _over_pixels(float32_even),
+        RoundingRule.FLOAT64_AWAY: _over_pixels(float64_away),
+    }
+)
+
+
+def multiplier_tables(requantizer: Requantizer, channels: int) -> tuple[Array, Array, Array]:
+    """Mantissa and exponent (int64 [C]) and the float multiplier (float64 [C]), one for each of ``channels``.
+
+    A float32 multiplier is held exactly by float64. What the rule does not use is filled with a harmless value.
+    """
+    multiplier = requantizer.multiplier
+    if isinstance(multiplier, FixedPointMultiplier):
+        mantissa, exponent, real = multiplier.mantissa, multiplier.exponent, np.zeros(())
+    else:
+        mantissa, exponent, real = np.zeros((), np.int32), np.zeros((), np.int32), np.asarray(multiplier, np.float64)
+
+    def per_channel(values: Array, dtype: Any) -> Array:
+        return np.ascontiguousarray(np.broadcast_to(values, (channels,)).astype(dtype))
+
+    return per_channel(mantissa, np.int64), per_channel(exponent, np.int64), per_channel(real, np.float64)

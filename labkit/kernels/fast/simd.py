@@ -1,0 +1,145 @@
+"""A small vocabulary of vector instructions, written as portable LLVM code.
+
+Numba can put hand-written LLVM code into a compiled function (`numba.extending.intrinsic`). Each function here takes the
+code builder first and appends a few instructions. Nothing names a processor: LLVM turns `pair_dot` into vpmaddwd on x86
+and into widening multiplies on Arm.
+
+Vectors are 8 lanes of 32 bits (one AVX2 register) or 16 lanes of 16 bits. Addresses are plain int64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llvmlite import ir
+
+__all__ = [
+    "I16",
+    "I32",
+    "I64",
+    "LANES",
+    "V4I64",
+    "V8I32",
+    "V16I8",
+    "V16I16",
+    "add_bytes",
+    "clamp",
+    "counted_loop",
+    "join",
+    "load",
+    "maximum",
+    "pair_dot",
+    "scale_shift",
+    "splat",
+    "store",
+]
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+LANES = 8
+V4I64, V8I32 = ir.VectorType(I64, 4), ir.VectorType(I32, LANES)
+V16I8, V16I16, V16I32 = ir.VectorType(I8, 16), ir.VectorType(I16, 16), ir.VectorType(I32, 16)
+
+Values = list[ir.Value]
+
+
+def add_bytes(builder: ir.IRBuilder, address: ir.Value, count: int | ir.Value) -> ir.Value:
+    """``address + count``."""
+    return builder.add(address, I64(count) if isinstance(count, int) else count)
+
+
+def load(builder: ir.IRBuilder, address: ir.Value, kind: ir.Type) -> ir.Value:
+    """The value of type ``kind`` at any ``address``, aligned or not."""
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def store(builder: ir.IRBuilder, value: ir.Value, address: ir.Value) -> None:
+    """Write ``value`` to any ``address``."""
+    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
+
+
+def splat(builder: ir.IRBuilder, scalar: ir.Value, kind: ir.VectorType) -> ir.Value:
+    """A vector of type ``kind`` with ``scalar`` in every lane."""
+    undefined = ir.Constant(kind, ir.Undefined)
+    first = builder.insert_element(undefined, scalar, I32(0))
+    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(I32, kind.count), [0] * kind.count))
+
+
+def pair_dot(builder: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
+    """Lane i is ``x[2i] * w[2i] + x[2i + 1] * w[2i + 1]``: 16 products of int16, summed in pairs to 8 lanes of int32.
+
+    |x|, |w| <= 255 keeps each sum below 2**17.
+    """
+    products = builder.mul(builder.sext(x, V16I32), builder.sext(w, V16I32))
+    return builder.add(_every_second(builder, products, 0), _every_second(builder, products, 1))
+
+
+def _every_second(builder: ir.IRBuilder, vector: ir.Value, first: int) -> ir.Value:
+    lanes = list(range(first, vector.type.count, 2))
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    return builder.shuffle_vector(vector, undefined, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def join(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
+    """One vector with the lanes of ``low``, then those of ``high``."""
+    lanes = list(range(2 * low.type.count))
+    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def maximum(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:
+    """The larger of each two lanes."""
+    return builder.select(builder.icmp_signed(">", x, y), x, y)
+
+
+def clamp(builder: ir.IRBuilder, x: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
+    """Each lane brought into ``low..high``."""
+    raised = maximum(builder, x, low)
+    return builder.select(builder.icmp_signed("<", raised, high), raised, high)
+
+
+def scale_shift(
+    builder: ir.IRBuilder, x: ir.Value, mantissa: Values, shift: Values, half: Values, lift: ir.Value
+) -> ir.Value:
+    """``(x * mantissa + 2**(shift - 1)) >> shift`` in 64 bits: eq. 13, eight lanes of int32 to eight of int32.
+
+    ``mantissa``, ``shift`` and ``half`` are given as two vectors of int64, for the even and for the odd lanes of ``x``,
+    because a 64-bit product of two 32-bit numbers (vpmuldq) takes them from every second lane.
+
+    AVX2 shifts 64-bit lanes to the right only without their sign. So ``half`` holds 2**(shift - 1) + 2**62, which
+    makes the sum positive (|x * mantissa| < 2**62), and ``lift`` = 2**(62 - shift), modulo 2**32, is taken away afterwards.
+    The result must fit int32; `packing.epilogue_fits` proves it for each layer.
+    """
+    thirty_two = ir.Constant(V4I64, [32] * 4)
+
+    def low_half(vector: ir.Value) -> ir.Value:  # sign-extended; costs nothing, vpmuldq looks at no other bits
+        return builder.ashr(builder.shl(vector, thirty_two), thirty_two)
+
+    pairs = builder.bitcast(x, V4I64)
+    halves = (low_half(pairs), builder.ashr(pairs, thirty_two))
+    products = [builder.mul(halves[i], low_half(mantissa[i])) for i in range(2)]
+    rounded = [builder.lshr(builder.add(products[i], half[i]), shift[i]) for i in range(2)]
+    low = builder.bitcast(rounded[0], V8I32)
+    high = builder.bitcast(builder.shl(rounded[1], thirty_two), V8I32)
+    interleaved = [lane + (LANES if lane % 2 else 0) for lane in range(LANES)]
+    merged = builder.shuffle_vector(low, high, ir.Constant(V8I32, interleaved))
+    return builder.sub(merged, lift)
+
+
+def counted_loop(
+    builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], body: Callable[[Values], Values]
+) -> Values:
+    """Run ``body`` ``count`` times, at least once; it takes and returns the ``carried`` values, which stay in registers."""
+    before = builder.block
+    loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
+    builder.branch(loop)
+    builder.position_at_end(loop)
+    left = builder.phi(I64)
+    values = [builder.phi(value.type) for value in carried]
+    results = body(list(values))
+    left_now = builder.sub(left, I64(1))
+    end = builder.block
+    for phi, first, again in zip([left, *values], [count, *carried], [left_now, *results], strict=True):
+        phi.add_incoming(first, before)
+        phi.add_incoming(again, end)
+    builder.cbranch(builder.icmp_signed(">", left_now, I64(0)), loop, after)
+    builder.position_at_end(after)
+    return results

@@ -1,0 +1,306 @@
+"""Train a reference net: seeded, and resumable so exactly that a run that was killed ends in the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from labkit.data import DataSet, normalise
+from labkit.errors import InputError, ModelError
+from labkit.files import make_folder, write_atomically
+from labkit.models.recipes import TrainingRecipe
+from labkit.models.zoo import build
+
+__all__ = ["TrainingResult", "accuracy", "learning_rate_at", "train"]
+
+_STATE = "labkit_training"  # the key of the progress file's metadata
+_PAD = 4
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training gave: the two files, and what is in the recipe file.
+
+    Attributes
+    ----------
+    module
+        The trained net, in evaluation mode, on the CPU.
+    weights_file, recipe_file
+        ``<network>-<data>.safetensors`` and ``<network>-<data>.json``.
+    test_accuracy
+        Per cent of the test images, after the last epoch.
+    record
+        The content of the recipe file.
+    """
+
+    module: nn.Module
+    weights_file: Path
+    recipe_file: Path
+    test_accuracy: float
+    record: dict[str, Any]
+
+
+def train(
+    recipe: TrainingRecipe,
+    data: DataSet,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    console: Console | None = None,
+    stop_after: int | None = None,
+) -> TrainingResult | None:
+    """Train the net that ``recipe`` names on ``data`` and write its weights and recipe into the folder ``out``.
+
+    After each epoch all that the rest depends on goes into ``<network>-<data>.progress.safetensors``; the same call
+    goes on from there, and the file is removed at the end. The test images are looked at once, after the last epoch.
+
+    Parameters
+    ----------
+    recipe
+        See `TrainingRecipe`.
+    data
+        The data set that ``recipe.data`` names: uint8 images [N, 3, 32, 32], int64 labels [N].
+    out
+        A folder; it is made where it is missing.
+    resume
+        Whether to go on from a progress file of the same recipe. False starts anew.
+    console
+        Where progress is shown; None shows nothing.
+    stop_after
+        Return None after this many epochs, as if killed there. For tests and for time limits.
+
+    Raises
+    ------
+    InputError
+        ``data`` is not what the recipe names, or the loss is no longer a number.
+    ModelError
+        The progress file is damaged, or of another recipe or data.
+    OutputError
+        ``out`` cannot be written to.
+    """
+    if data.name != recipe.data:
+        raise InputError(f"The recipe is for the data set {recipe.data}, got {data.name}. Hand in that one.")
+    folder = make_folder(out)
+    stem = folder / f"{recipe.network}-{recipe.data}"
+    progress_file = stem.with_suffix(".progress.safetensors")
+    # The data are part of what a resumed run must agree on.
+    state: dict[str, Any] = {
+        "recipe": recipe.as_dict(),
+        "data_sha256": _fingerprint(data),
+        "seconds": 0.0,
+        "epochs": [],
+    }
+    with _settled_torch(recipe.threads):
+        torch.manual_seed(recipe.seed)
+        module = build(recipe.network)
+        optimiser = torch.optim.SGD(
+            module.parameters(), recipe.learning_rate, recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        if resume and progress_file.exists():
+            state = _restore(progress_file, state, module, optimiser)
+        if console is not None:
+            done = len(state["epochs"])
+            console.print(f"{recipe.command}" + (f"\n(going on after epoch {done})" if done else ""), soft_wrap=True)
+        with _progress_bar(console) as bar:
+            steps = math.ceil(len(data.train_images) / recipe.batch_size)
+            task = bar.add_task("", total=recipe.epochs * steps, completed=len(state["epochs"]) * steps)
+            for epoch in range(len(state["epochs"]), recipe.epochs):
+                if stop_after is not None and epoch >= stop_after:
+                    return None
+                started = time.monotonic()
+                loss = _epoch(recipe, data, module, optimiser, epoch, lambda: bar.advance(task))
+                state["seconds"] += time.monotonic() - started
+                state["epochs"].append({"mean_loss": loss})
+                bar.update(task, description=f"epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}")
+                if console is not None:
+                    console.print(f"epoch {epoch + 1}/{recipe.epochs}: mean training loss {loss:.4f}")
+                _keep(progress_file, state, module, optimiser)
+        module.eval()
+        test_accuracy = accuracy(module, data.test_images, data.test_labels)
+    result = _write(stem, recipe, state, module, test_accuracy)
+    progress_file.unlink(missing_ok=True)
+    return result
+
+
+def accuracy(module: nn.Module, images: NDArray[np.uint8], labels: NDArray[np.int64], batch_size: int = 500) -> float:
+    """Per cent of images that ``module`` gives the highest logit at their label; the first of equal logits counts.
+
+    Parameters
+    ----------
+    module
+        Takes float32 [n, 3, 32, 32] in [-1, 1], returns float32 logits [n, classes].
+    images, labels
+        uint8 [N, 3, 32, 32] and int64 [N], N at least 1.
+    batch_size
+        Images at a time.
+    """
+    right = 0
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            logits = module(torch.from_numpy(normalise(images[start : start + batch_size])))
+            right += int((logits.argmax(1).numpy() == labels[start : start + batch_size]).sum())
+    return 100.0 * right / len(images)
+
+
+def learning_rate_at(recipe: TrainingRecipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate that ``recipe`` gives step ``step``, counted from 0 over all epochs of ``steps_per_epoch``."""
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    if recipe.schedule == "step":
+        late = step // steps_per_epoch >= round(0.7 * recipe.epochs)
+        return recipe.final_learning_rate if late else recipe.learning_rate
+    share = (1 + math.cos(math.pi * step / (recipe.epochs * steps_per_epoch))) / 2
+    return recipe.final_learning_rate + (recipe.learning_rate - recipe.final_learning_rate) * share
+
+
+def _epoch(
+    recipe: TrainingRecipe, data: DataSet, module: nn.Module, optimiser: torch.optim.SGD, epoch: int, tick: Any
+) -> float:
+    """One pass; returns the mean loss. All chance comes from (seed, epoch), so that epochs need no common generator."""
+    rng = np.random.default_rng([recipe.seed, epoch])
+    order = rng.permutation(len(data.train_images))
+    steps = math.ceil(len(order) / recipe.batch_size)
+    module.train()
+    total = 0.0
+    for step in range(steps):
+        chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
+        images = data.train_images[chosen]
+        if recipe.augment:
+            images = _augmented(images, rng, mirror=data.name == "cifar10")  # a mirrored digit is none
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(recipe, epoch * steps + step, steps)
+        optimiser.zero_grad()
+        logits = module(torch.from_numpy(normalise(images)))
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(data.train_labels[chosen]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        total += loss.item() * len(chosen)
+        tick()
+    if not math.isfinite(total):
+        raise InputError(
+            f"Training {recipe.network} on {recipe.data} diverged in epoch {epoch + 1}: the loss is {total}. "
+            f"Lower the learning rate, which is {recipe.learning_rate}; nothing of this epoch was kept."
+        )
+    return total / len(order)
+
+
+def _augmented(images: NDArray[np.uint8], rng: np.random.Generator, mirror: bool) -> NDArray[np.uint8]:
+    """Shift each image by up to 4 pixels either way, filling with 0, and ``mirror`` one in two."""
+    n, _, height, width = images.shape
+    padded = np.pad(images, ((0, 0), (0, 0), (_PAD, _PAD), (_PAD, _PAD)))
+    corner = rng.integers(0, 2 * _PAD + 1, (2, n, 1))
+    rows = corner[0] + np.arange(height)
+    columns = corner[1] + np.arange(width)
+    if mirror:
+        columns = np.where(rng.integers(0, 2, (n, 1)) == 1, columns[:, ::-1], columns)
+    at = (
+        np.arange(n)[:, None, None, None],
+        np.arange(3)[:, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None],
+    )
+    moved: NDArray[np.uint8] = padded[at]
+    return moved
+
+
+@contextmanager
+def _settled_torch(threads: int) -> Iterator[None]:
+    """One number of threads, and a generator of our own; the caller's are put back afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress_bar(console: Console | None) -> Iterator[Progress]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=console is None) as bar:
+        yield bar
+
+
+def _keep(path: Path, state: dict[str, Any], module: nn.Module, optimiser: torch.optim.SGD) -> None:
+    """Write weights, momenta and where we stand into one file, so that they cannot disagree."""
+    tensors = dict(module.state_dict())
+    for name, parameter in module.named_parameters():
+        buffer = optimiser.state[parameter].get("momentum_buffer")
+        if buffer is not None:
+            tensors[f"momentum of {name}"] = buffer
+    write_atomically(path, save(tensors, {_STATE: json.dumps(state)}))
+
+
+def _restore(path: Path, wanted: dict[str, Any], module: nn.Module, optimiser: torch.optim.SGD) -> dict[str, Any]:
+    """Put what `_keep` wrote back into place and return where it stood."""
+    again = "Start anew (--no-resume), or train into another folder."
+    try:
+        with safe_open(path, "pt") as file:
+            state: dict[str, Any] = json.loads((file.metadata() or {})[_STATE])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        differing = [
+            f"{name} was {state['recipe'].get(name)}, is {value}"
+            for name, value in wanted["recipe"].items()
+            if state["recipe"].get(name) != value
+        ]
+        if state["data_sha256"] != wanted["data_sha256"]:
+            differing.append("the training images differ")
+        if differing:
+            raise ModelError(f"{path} belongs to a training with another recipe: {'; '.join(differing)}. {again}")
+        module.load_state_dict({name: tensors[name] for name in module.state_dict()})
+        for name, parameter in module.named_parameters():
+            if f"momentum of {name}" in tensors:
+                optimiser.state[parameter]["momentum_buffer"] = tensors[f"momentum of {name}"]
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}. {again}") from error
+    return state
+
+
+def _write(
+    stem: Path, recipe: TrainingRecipe, state: dict[str, Any], module: nn.Module, test_accuracy: float
+) -> TrainingResult:
+    weights_file, recipe_file = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    content = save(dict(module.state_dict()), {"network": recipe.network})
+    record = {
+        "command": recipe.command,
+        "recipe": recipe.as_dict(),
+        "training_images": {"sha256": state["data_sha256"]},
+        "mean_training_loss": [round(epoch["mean_loss"], 6) for epoch in state["epochs"]],
+        "seconds": round(state["seconds"], 1),
+        "test_accuracy": test_accuracy,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "versions": {"labkit": _version("labkit"), "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_atomically(weights_file, content)
+    write_atomically(recipe_file, json.dumps(record, indent=2) + "\n")
+    return TrainingResult(module, weights_file, recipe_file, test_accuracy, record)
+
+
+def _fingerprint(data: DataSet) -> str:
+    return hashlib.sha256(data.train_images.tobytes() + data.train_labels.tobytes()).hexdigest()
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "from source"

@@ -1,0 +1,93 @@
+"""The reference nets by name: built, filled with trained weights, and what their recipes say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from labkit.errors import ModelError
+from labkit.models.recipes import data_for, default_recipe
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["CHECKPOINTS", "build", "load", "recipe"]
+
+CHECKPOINTS = Path(__file__).with_name("checkpoints")
+
+
+def build(name: str = "lenet") -> nn.Module:
+    """Make the net ``name`` with fresh weights from torch's generator, in training mode.
+
+    Its forward takes float32 [N, 3, 32, 32] in [-1, 1] and returns logits, float32 [N, 10].
+
+    Raises
+    ------
+    ModelError
+        There is no net of that name.
+    """
+    data_for(name)
+    from labkit.models.lenet import LeNet
+
+    return LeNet(last_bias="bias" in name)
+
+
+def load(name: str = "lenet", data: str = "cifar10", weights: str | Path | None = None) -> nn.Module:
+    """Load a trained reference net, in evaluation mode.
+
+    Parameters
+    ----------
+    name
+        One of `labkit.models.names()`.
+    data
+        The data set that it was trained on, ``cifar10`` or ``mnist5k``.
+    weights
+        A .safetensors file with other weights for the same net, as `labkit train` writes it. None: the shipped one.
+
+    Returns
+    -------
+    A module that takes float32 [N, 3, 32, 32] in [-1, 1] and returns logits, float32 [N, 10].
+
+    Raises
+    ------
+    ModelError
+        There is no such net, or the weights cannot be read, do not fit it, or hold a NaN or an infinity.
+    """
+    known = default_recipe(name, data)
+    from labkit.models.weights import fill, read_weights
+
+    if weights is None:
+        path = CHECKPOINTS / f"{known.network}-{known.data}.safetensors"
+        tensors = read_weights(path, sha256=recipe(name, data)["sha256"])
+    else:
+        path = Path(weights)
+        tensors = read_weights(path)
+    module = build(name)
+    fill(module, tensors, f"{path}, weights for {name}")
+    return module.eval()
+
+
+def recipe(name: str = "lenet", data: str = "cifar10") -> dict[str, Any]:
+    """How the shipped weights of ``name`` on ``data`` were made.
+
+    Returns
+    -------
+    ``command``, ``recipe`` (every number), ``test_accuracy`` in per cent, ``sha256`` of the weights file, ``versions``,
+    ``mean_training_loss`` by epoch, ``seconds``.
+
+    Raises
+    ------
+    ModelError
+        There is no such net, or its recipe file is missing or damaged.
+    """
+    known = default_recipe(name, data)
+    path = CHECKPOINTS / f"{known.network}-{known.data}.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The recipe of {name} on {data} cannot be read from {path}: {error}. "
+            f"Install labkit again: the file belongs to the package."
+        ) from error
+    return content

@@ -1,0 +1,373 @@
+"""Small networks as data: one for each operation and each way of joining them that labkit can quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["CASES", "SHAPE", "Case", "build"]
+
+SHAPE = (3, 8, 8)
+
+
+@dataclass(frozen=True)
+class Case:
+    """``make`` builds the module; ``nodes`` are the names that its graph must have, in order; ``dead`` of them unused."""
+
+    name: str
+    make: Callable[[], nn.Module]
+    nodes: tuple[str, ...]
+    dead: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def build(case: Case, seed: int = 0) -> nn.Module:
+    """The module of ``case`` in inference mode: seeded weights, batch norms with statistics as after training."""
+    torch.manual_seed(seed)
+    module = case.make()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
+            assert part.running_mean is not None
+            assert part.running_var is not None
+            part.running_mean.normal_(0.0, 0.3)
+            part.running_var.uniform_(0.3, 2.0)
+            if part.affine:
+                nn.init.uniform_(part.weight, 0.4, 1.6)
+                part.weight.data[::2] *= -1  # a negative gain turns ranges round
+                nn.init.normal_(part.bias, 0.0, 0.3)
+    return module.eval()
+
+
+def net(forward: Callable[..., Any], **parts: nn.Module) -> nn.Module:
+    """A module with ``parts`` as its attributes; ``forward`` takes the module and the input."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, part in parts.items():
+                setattr(self, name, part)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return forward(self, x)
+
+    return Net()
+
+
+def conv(inputs: int = 3, outputs: int = 4, kernel: Any = 3, padding: Any = 1, **options: Any) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, padding=padding, **options)
+
+
+def row(**parts: nn.Module) -> nn.Module:
+    """A sequence of named parts."""
+    whole = nn.Sequential()
+    for name, part in parts.items():
+        whole.add_module(name, part)
+    return whole
+
+
+class Block(nn.Module):
+    """The basic block of a residual network, with a convolution on its shortcut."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv1 = conv(inputs, outputs, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv(outputs, outputs, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.shortcut = nn.Sequential(conv(inputs, outputs, 1, 0, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x)
+        return F.relu(out)
+
+
+def _twice(s: Any, x: torch.Tensor) -> torch.Tensor:
+    y = s.conv(x)
+    out: torch.Tensor = s.left(y) + s.right(s.relu(y))
+    return out
+
+
+def _norm_of_shared(s: Any, x: torch.Tensor) -> torch.Tensor:
+    y = s.conv(x)
+    out: torch.Tensor = torch.relu(s.norm(y)) + y
+    return out
+
+
+def _sized(s: Any, x: torch.Tensor) -> torch.Tensor:
+    y = F.avg_pool2d(s.conv(x), x.size(2) // 4)
+    out: torch.Tensor = s.fc(y.reshape(y.shape[0], y.size(1) * y.size(2) * y.size(3)))
+    return out
+
+
+def _dead_branch(s: Any, x: torch.Tensor) -> torch.Tensor:
+    y = s.conv(x)
+    s.unused(y)
+    out: torch.Tensor = s.norm(y)
+    return out
+
+
+def _tiny_weights() -> nn.Module:
+    module = row(conv=conv(), relu=nn.ReLU(), last=conv(4, 2))
+    with torch.no_grad():
+        module.conv.weight[1] *= 1e-12  # type: ignore[index]  # its bias would not fit int32 at S_w S_x
+        module.conv.bias[1] = 0.7  # type: ignore[index]
+    return module
+
+
+def _plain_norm() -> nn.Module:
+    return row(conv=conv(), bn=nn.BatchNorm2d(4, affine=False), relu=nn.ReLU(), fc=conv(4, 2, 8, 0))
+
+
+CASES = (
+    Case(
+        "sequential",
+        lambda: nn.Sequential(
+            conv(), nn.ReLU(), nn.MaxPool2d(2), conv(4, 6, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(96, 5)
+        ),
+        ("input_1", "0", "1", "2", "3", "4", "5", "6"),
+    ),
+    Case(
+        "residual",
+        lambda: row(stem=conv(), layer1=nn.Sequential(Block(4, 4), Block(4, 6)), pool=nn.AdaptiveAvgPool2d(1)),
+        (
+            *("input_1", "stem"),
+            *(f"layer1.0.{part}" for part in ("conv1", "bn1")),
+            "relu",
+            *(f"layer1.0.{part}" for part in ("conv2", "bn2", "shortcut.0", "shortcut.1")),
+            *("add", "relu_1"),
+            *(f"layer1.1.{part}" for part in ("conv1", "bn1")),
+            "relu_2",
+            *(f"layer1.1.{part}" for part in ("conv2", "bn2", "shortcut.0", "shortcut.1")),
+            *("add_1", "relu_3", "pool"),
+        ),
+    ),
+    Case(
+        "concat of differing scales",
+        lambda: net(
+            lambda s, x: s.last(torch.cat([s.small(x), x, s.large(x)], dim=1)),
+            small=_scaled(conv(3, 2), 0.05),
+            large=_scaled(conv(3, 3), 20.0),
+            last=conv(8, 4, 1, 0),
+        ),
+        ("x", "small", "large", "cat", "last"),
+    ),
+    Case(
+        "depthwise with ReLU6",
+        lambda: row(
+            expand=_scaled(conv(3, 6, 1, 0, bias=False), 12.0),
+            bn1=nn.BatchNorm2d(6),
+            act1=nn.ReLU6(),
+            depth=_scaled(conv(6, 6, groups=6, stride=2, bias=False), 4.0),
+            bn2=nn.BatchNorm2d(6),
+            act2=nn.ReLU6(),
+            project=conv(6, 4, 1, 0),
+        ),
+        ("input_1", "expand", "bn1", "act1", "depth", "bn2", "act2", "project"),
+    ),
+    Case(
+        "same padding of an even kernel",
+        lambda: row(conv=conv(3, 4, 4, "same"), relu=nn.ReLU(), valid=conv(4, 2, 3, "valid")),
+        ("input_1", "conv", "relu", "valid"),
+    ),
+    Case(
+        "dilation",
+        lambda: row(conv=conv(padding=(2, 1), dilation=(2, 1), stride=(1, 2)), relu=nn.ReLU(), last=conv(4, 2)),
+        ("input_1", "conv", "relu", "last"),
+    ),
+    Case(
+        "groups",
+        lambda: row(first=conv(3, 6, 1, 0), grouped=conv(6, 4, groups=2), relu=nn.ReLU(), last=conv(4, 2, (1, 3), 0)),
+        ("input_1", "first", "grouped", "relu", "last"),
+    ),
+    Case(
+        "batch norm before convolution",
+        lambda: row(bn=nn.BatchNorm2d(3), relu=nn.ReLU(), conv=conv(), bn2=nn.BatchNorm2d(4), bn3=nn.BatchNorm2d(4)),
+        ("input_1", "bn", "relu", "conv", "bn2", "bn3"),
+    ),
+    Case(
+        "batch norm of a linear layer",
+        lambda: row(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(192, 8, bias=False),
+            drop=nn.Dropout(),
+            bn=nn.BatchNorm1d(8),
+            relu=nn.ReLU(),
+            fc2=nn.Linear(8, 5),
+        ),
+        ("input_1", "flatten", "fc1", "drop", "bn", "relu", "fc2"),
+    ),
+    Case(
+        "batch norm without gain",
+        _plain_norm,
+        ("input_1", "conv", "bn", "relu", "fc"),
+    ),
+    Case(
+        "one relu module used twice",
+        lambda: net(
+            lambda s, x: s.relu_1(s.b(s.relu(s.a(s.relu(x))))),
+            a=conv(),
+            b=conv(4, 4),
+            relu=nn.ReLU(),
+            relu_1=nn.ReLU(),  # the name that torch.fx gives to the second use of ``relu``
+        ),
+        ("x", "relu", "a", "relu_1_", "b", "relu_1"),
+    ),
+    Case(
+        "one convolution used twice",
+        lambda: net(lambda s, x: s.conv(F.relu(s.conv(x))), conv=conv(3, 3)),
+        ("x", "conv", "relu", "conv_1"),
+    ),
+    Case(
+        "functions",
+        lambda: net(
+            lambda s, x: s.fc(torch.flatten(F.max_pool2d(F.relu(s.b(F.relu6(s.a(x)))), 2, stride=2), 1)),
+            a=conv(),
+            b=conv(4, 4),
+            fc=nn.Linear(64, 5),
+        ),
+        ("x", "a", "relu6", "b", "relu", "max_pool2d", "flatten", "fc"),
+    ),
+    Case(
+        "functions by keyword",
+        lambda: net(
+            lambda s, x: s.fc(
+                torch.flatten(input=F.adaptive_avg_pool2d(input=torch.add(s.a(input=x), x), output_size=4), start_dim=1)
+            ),
+            a=conv(3, 3),
+            fc=nn.Linear(48, 5),
+        ),
+        ("x", "a", "add", "adaptive_avg_pool2d", "flatten", "fc"),
+    ),
+    Case(
+        "view and mean",
+        lambda: net(
+            lambda s, x: s.fc((lambda y: y.view(y.size(0), -1))(s.conv(x).relu().mean((2, 3), keepdim=True))),
+            conv=conv(),
+            fc=nn.Linear(4, 5),
+        ),
+        ("x", "conv", "relu", "mean", "view", "fc"),
+    ),
+    Case(
+        "torch.mean with negative axes",
+        lambda: net(lambda s, x: F.relu(torch.mean(s.conv(x), dim=[-1, -2], keepdim=True)), conv=conv()),
+        ("x", "conv", "mean", "relu"),
+    ),
+    Case(
+        "sizes taken from the tensor",
+        lambda: net(_sized, conv=conv(), fc=nn.Linear(64, 5)),
+        ("x", "conv", "avg_pool2d", "reshape", "fc"),
+    ),
+    Case(
+        "adaptive pooling",
+        lambda: row(
+            conv=conv(),
+            average=nn.AdaptiveAvgPool2d((4, 8)),
+            relu=nn.ReLU(),
+            conv2=conv(4, 4),
+            largest=nn.AdaptiveMaxPool2d((2, 4)),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(32, 5),
+        ),
+        ("input_1", "conv", "average", "relu", "conv2", "largest", "flatten", "fc"),
+    ),
+    Case(
+        "max-pool with padding and ceil mode",
+        lambda: row(
+            conv=conv(),
+            pool=nn.MaxPool2d(3, stride=2, padding=1),
+            relu=nn.ReLU(),
+            conv2=conv(4, 4, 2, 1),
+            ceil=nn.MaxPool2d(2, stride=2, ceil_mode=True),
+            wide=nn.MaxPool2d(2, stride=1, dilation=2),
+            last=conv(4, 2, 1, 0),
+        ),
+        ("input_1", "conv", "pool", "relu", "conv2", "ceil", "wide", "last"),
+    ),
+    Case(
+        "average pool with padding",
+        lambda: row(
+            conv=conv(),
+            pool=nn.AvgPool2d(3, stride=2, padding=1),
+            sparse=nn.AvgPool2d(1, stride=3),
+            last=conv(4, 2, 1, 0),
+        ),
+        ("input_1", "conv", "pool", "sparse", "last"),
+    ),
+    Case(
+        "dropout and identity",
+        lambda: row(
+            identity=nn.Identity(),
+            conv=conv(),
+            drop2=nn.Dropout2d(0.5),
+            bn=nn.BatchNorm2d(4),
+            relu=nn.ReLU(inplace=True),
+            flatten=nn.Flatten(),
+            again=nn.Flatten(),
+            drop=nn.Dropout(0.5),
+            fc=nn.Linear(256, 5),
+            last=nn.Identity(),
+        ),
+        ("input_1", "identity", "conv", "drop2", "bn", "relu", "flatten", "again", "drop", "fc", "last"),
+    ),
+    Case(
+        "two outputs",
+        lambda: net(
+            lambda s, x: (lambda y: (s.head(y), [F.relu(s.tail(y)), y]))(s.conv(x)),
+            conv=conv(),
+            head=conv(4, 2),
+            tail=conv(4, 3, 1, 0),
+        ),
+        ("x", "conv", "head", "tail", "relu"),
+    ),
+    Case(
+        "output taken before relu",
+        lambda: net(lambda s, x: (lambda y: (y, s.last(s.relu(y))))(s.conv(x)), conv=conv(), relu=nn.ReLU(), last=conv(4)),
+        ("x", "conv", "relu", "last"),
+    ),
+    Case(
+        "result used twice",
+        lambda: net(_twice, conv=conv(), relu=nn.ReLU(), left=conv(4, 4, 1, 0), right=conv(4, 4)),
+        ("x", "conv", "left", "relu", "right", "add"),
+    ),
+    Case(
+        "batch norm of a shared result",
+        lambda: net(_norm_of_shared, conv=conv(), norm=nn.BatchNorm2d(4)),
+        ("x", "conv", "norm", "relu", "add"),
+    ),
+    Case(
+        "relu after max-pool, twice",
+        lambda: row(conv=conv(), pool=nn.MaxPool2d(2), relu=nn.ReLU(), clip=nn.ReLU6(), last=conv(4, 2)),
+        ("input_1", "conv", "pool", "relu", "clip", "last"),
+    ),
+    Case(
+        "a tensor with itself",
+        lambda: net(lambda s, x: (lambda y: torch.cat((y + y, x, x), 1))(s.conv(x)), conv=conv()),
+        ("x", "conv", "add", "cat"),
+    ),
+    Case(
+        "relu of a concatenation",
+        lambda: net(lambda s, x: s.last(F.relu(torch.cat([s.a(x), s.b(x)], -3))), a=conv(), b=conv(), last=conv(8, 2)),
+        ("x", "a", "b", "cat", "relu", "last"),
+    ),
+    Case(
+        "dead branch",
+        lambda: net(_dead_branch, conv=conv(), unused=conv(4), norm=nn.BatchNorm2d(4)),
+        ("x", "conv", "unused", "norm"),
+        dead=("unused",),
+    ),
+    Case("tiny weights under an ordinary bias", _tiny_weights, ("input_1", "conv", "relu", "last")),
+)
+
+
+def _scaled(layer: nn.Conv2d, factor: float) -> nn.Conv2d:
+    layer.weight.data *= factor
+    return layer

@@ -1,0 +1,184 @@
+"""Small integer graphs with random parameters, built by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode, Tensor
+from labkit.graph.shapes import window_output
+
+S8, U8, S4, U4 = QuantSpec(8), QuantSpec(8, signed=False), QuantSpec(4), QuantSpec(4, signed=False)
+
+
+def affine(spec):
+    """The same grid with any zero point."""
+    return QuantSpec(spec.bits, signed=spec.signed, symmetric=False)
+
+
+class Builder:
+    """Adds one node at a time; each method returns the new node's name.
+
+    ``ties`` : multipliers are powers of two, so that rounding ties are common.
+    ``extreme`` : weights take only the two ends of their grid.
+    """
+
+    def __init__(self, seed, *, rule=RoundingRule.SINGLE, ties=False, extreme=False, inside=False):
+        self.rng = np.random.default_rng(seed)
+        self.rule, self.ties, self.extreme, self.inside = rule, ties, extreme, inside
+        self.nodes = []
+
+    def graph(self, *outputs):
+        return IntGraph(tuple(self.nodes), outputs or (self.nodes[-1].name,))
+
+    def __getitem__(self, name):
+        return next(node.output for node in self.nodes if node.name == name)
+
+    def _add(self, op, inputs, shape, spec, params, carries=()):
+        name = f"{type(op).__name__.lower()}{len(self.nodes)}"
+        self.nodes.append(IntNode(name, op, tuple(inputs), Tensor(tuple(shape), spec, params), tuple(carries)))
+        return name
+
+    def params(self, spec, scale=None):
+        zero_point = 0 if spec.symmetric else int(self.rng.integers(spec.qmin, spec.qmax + 1))
+        return QParams(np.float32(scale or self.rng.uniform(0.01, 0.1)), np.int32(zero_point))
+
+    def requantizer(self, spec, params, real, channels=None):
+        """About ``real``, one for each of ``channels``; a power of two where ties are wanted."""
+        count = () if channels is None else (channels,)
+        real = real * self.rng.uniform(0.5, 2, count)
+        if self.ties:
+            real = 2.0 ** np.round(np.log2(real))
+        multiplier = {
+            RoundingRule.FLOAT32_EVEN: lambda: np.asarray(real, np.float32),
+            RoundingRule.FLOAT64_AWAY: lambda: np.asarray(real, np.float64),
+        }.get(self.rule, lambda: FixedPointMultiplier.from_real(real))()
+        low, high = spec.qmin, spec.qmax
+        if self.rng.random() < 0.3:
+            low = int(params.zero_point)  # a fused ReLU
+        return Requantizer(self.rule, multiplier, int(params.zero_point), (low, high), self.inside)
+
+    def weights(self, shape, spec):
+        if self.extreme:
+            values = self.rng.choice([spec.qmin, spec.qmax], shape).astype(spec.dtype)
+        elif spec.is_binary:
+            values = self.rng.choice([-1, 1], shape).astype(spec.dtype)
+        else:
+            values = self.rng.integers(spec.qmin, spec.qmax + 1, shape).astype(spec.dtype)
+        count = () if isinstance(spec.granularity, PerTensor) else (shape[0],)
+        zero_point = np.zeros(count, np.int32)
+        if not spec.symmetric:
+            zero_point = np.asarray(self.rng.integers(spec.qmin, spec.qmax + 1, count), np.int32)
+        scale = np.asarray(self.rng.uniform(0.001, 0.01, count), np.float32)
+        return QTensor(values, QParams(scale, zero_point), spec)
+
+    def quantize(self, shape, spec=S8, scale=None):
+        return self._add(int_ops.Quantize(tuple(shape)), (), shape, spec, self.params(spec, scale))
+
+    def dequantize(self, x):
+        return self._add(int_ops.Dequantize(), (x,), self[x].shape, None, None)
+
+    def conv(
+        self,
+        x,
+        outputs,
+        kernel,
+        *,
+        stride=(1, 1),
+        padding=((0, 0), (0, 0)),
+        dilation=(1, 1),
+        groups=1,
+        weights=None,
+        spec=S8,
+        gain=1.0,
+        channels=True,
+    ):
+        size, weights = self[x].shape, weights or QuantSpec(8, narrow=True, granularity=PerAxis(0))
+        tensor = self.weights((outputs, size[0] // groups, *kernel), weights)
+        out = [window_output(size[1 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in range(2)]
+        bias, params, requantizer = self._finish(tensor, x, spec, gain, channels)
+        op = int_ops.Conv2d(tensor, bias, requantizer, stride, padding, dilation, groups)
+        return self._add(op, (x,), (outputs, *out), spec, params, (f"relu{len(self.nodes)}",))
+
+    def linear(self, x, outputs, *, weights=None, spec=S8, gain=1.0, channels=True):
+        weights = weights or QuantSpec(8, narrow=True, granularity=PerAxis(0))
+        tensor = self.weights((outputs, self[x].shape[0]), weights)
+        bias, params, requantizer = self._finish(tensor, x, spec, gain, channels)
+        return self._add(int_ops.Linear(tensor, bias, requantizer), (x,), (outputs,), spec, params)
+
+    def _finish(self, tensor, x, spec, gain, channels):
+        outputs, depth = tensor.values.shape[0], tensor.values[0].size
+        spread = np.sqrt(depth) * 2.0 ** (tensor.spec.bits + self[x].spec.bits - 3)
+        bias = self.rng.integers(-int(spread), int(spread) + 1, outputs).astype(np.int32)
+        params = self.params(spec)
+        real = gain * 2.0 ** (spec.bits - 1) / spread
+        return bias, params, self.requantizer(spec, params, real, outputs if channels else None)
+
+    def max_pool(self, x, kernel, *, stride=None, padding=((0, 0), (0, 0)), dilation=(1, 1), ceil_mode=False):
+        t, stride = self[x], stride or kernel
+        out = [
+            window_output(t.shape[1 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)
+        ]
+        op = int_ops.MaxPool2d(kernel, stride, padding, dilation, ceil_mode)
+        return self._add(op, (x,), (t.shape[0], *out), t.spec, t.params)
+
+    def average_pool(self, x, kernel, *, stride=None, padding=((0, 0), (0, 0)), spec=S8):
+        t, stride = self[x], stride or kernel
+        out = [window_output(t.shape[1 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
+        params = self.params(spec)
+        requantizer = self.requantizer(spec, params, 1.5 / (kernel[0] * kernel[1]))
+        op = int_ops.AveragePool2d(kernel, stride, padding, requantizer)
+        return self._add(op, (x,), (t.shape[0], *out), spec, params)
+
+    def add(self, a, b, *, spec=S8, shift=30):
+        params = self.params(spec)
+        multipliers = self.rng.integers(1, 2**shift, 2).astype(np.int32)
+        if self.ties:
+            multipliers = np.array([2 ** (shift - 1), 2 ** max(shift - 2, 0)], np.int32)
+        op = int_ops.Add(multipliers, shift, int(params.zero_point), (spec.qmin, spec.qmax))
+        return self._add(op, (a, b), self[a].shape, spec, params)
+
+    def concat(self, *parts, spec=S8):
+        params = self.params(spec)
+        requantizers = tuple(self.requantizer(spec, params, 0.7) for _ in parts)
+        channels = sum(self[part].shape[0] for part in parts)
+        return self._add(int_ops.Concat(requantizers), parts, (channels, *self[parts[0]].shape[1:]), spec, params)
+
+    def requantize(self, x, *, spec=S8, gain=0.8):
+        params = self.params(spec)
+        op = int_ops.Requantize(self.requantizer(spec, params, gain))
+        return self._add(op, (x,), self[x].shape, spec, params)
+
+    def flatten(self, x):
+        t = self[x]
+        return self._add(int_ops.Flatten(), (x,), (int(np.prod(t.shape)),), t.spec, t.params)
+
+
+def images_for(graph, count, seed=0):
+    """Real input for each Quantize node: spread over the grid, beyond both ends of it, and often on a rounding tie."""
+    rng = np.random.default_rng(seed)
+    result = {}
+    for name in graph.inputs:
+        tensor = graph[name].output
+        spec, params = tensor.quantized
+        low, high = spec.qmin - int(params.zero_point), spec.qmax - int(params.zero_point)
+        real = rng.uniform(low - 3, high + 3, (count, *tensor.shape))
+        real = np.where(rng.random(real.shape) < 0.3, np.round(2 * real) / 2, real)
+        real = np.where(rng.random(real.shape) < 0.1, rng.choice([low, high], real.shape), real)
+        result[name] = (real * float(params.scale)).astype(np.float32)
+    return result
+
+
+def lenet(seed=0, rule=RoundingRule.SINGLE, spec=S8, weights=None):
+    """The EE219 LeNet with random weights: conv 3-12 5x5, conv 12-32 3x3, fully connected 1152-256-64-10."""
+    b = Builder(seed, rule=rule)
+    x = b.quantize((3, 32, 32), affine(spec), 2 / 255)
+    x = b.max_pool(b.conv(x, 12, (5, 5), spec=affine(spec), weights=weights), (2, 2))
+    x = b.max_pool(b.conv(x, 32, (3, 3), spec=affine(spec), weights=weights), (2, 2))
+    x = b.flatten(x)
+    for outputs in (256, 64, 10):
+        x = b.linear(x, outputs, spec=affine(spec), weights=weights)
+    return b.graph(b.dequantize(x))

@@ -1,0 +1,195 @@
+"""On a few hundred digits: what is promised of training, not how good it gets."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from labkit import models
+from labkit.data import DataSet, load
+from labkit.errors import InputError, ModelError, OutputError
+from labkit.models import TrainingRecipe, training
+from labkit.models.training import learning_rate_at, train
+
+RECIPE = TrainingRecipe(
+    data="mnist5k", epochs=4, batch_size=32, schedule="cosine", learning_rate=0.02, augment=True, seed=5
+)
+FILES = ["lenet-mnist5k.json", "lenet-mnist5k.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> DataSet:
+    """300 digits to train with, so that the last step of an epoch is a short one."""
+    whole = load("mnist5k")
+    return replace(
+        whole,
+        train_images=whole.train_images[:300],
+        train_labels=whole.train_labels[:300],
+        test_images=whole.test_images[:100],
+        test_labels=whole.test_labels[:100],
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digits: DataSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert train(RECIPE, digits, folder) is not None
+    return folder
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_run_killed_after_each_epoch_ends_in_the_same_bytes(
+    digits: DataSet, uninterrupted: Path, tmp_path: Path
+) -> None:
+    for epoch in range(1, 4):
+        torch.manual_seed(epoch)  # whatever the process did before must not matter
+        assert train(RECIPE, digits, tmp_path, stop_after=epoch) is None
+        assert names(tmp_path) == ["lenet-mnist5k.progress.safetensors"]
+    torch.manual_seed(99)
+    assert train(RECIPE, digits, tmp_path) is not None
+    assert names(tmp_path) == FILES
+    weights = "lenet-mnist5k.safetensors"
+    assert (tmp_path / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+    records = [json.loads((folder / "lenet-mnist5k.json").read_text()) for folder in (tmp_path, uninterrupted)]
+    for record in records:
+        assert record.pop("seconds") > 0
+    assert records[0] == records[1]
+
+
+def test_killed_in_mid_epoch_loses_that_epoch_only(
+    digits: DataSet, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(RECIPE, digits, tmp_path, stop_after=2)
+    real, calls = training.learning_rate_at, []
+
+    def killed(*arguments: object) -> float:
+        calls.append(arguments)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "learning_rate_at", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(RECIPE, digits, tmp_path)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["lenet-mnist5k.progress.safetensors"]
+    train(RECIPE, digits, tmp_path)
+    weights = "lenet-mnist5k.safetensors"
+    assert (tmp_path / weights).read_bytes() == (uninterrupted / weights).read_bytes()
+
+
+def test_result_learns_is_written_and_loads(digits: DataSet, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, augment=False, epochs=8, batch_size=10, learning_rate=0.03)
+    result = train(recipe, digits, tmp_path)
+    assert result is not None
+    losses = result.record["mean_training_loss"]
+    assert losses[-1] < losses[0] / 2
+    assert result.test_accuracy > 50
+    assert result.record["command"] == recipe.command
+    loaded = models.load("lenet", "mnist5k", weights=result.weights_file)
+    assert training.accuracy(loaded, digits.test_images, digits.test_labels) == result.test_accuracy
+    assert json.loads(result.recipe_file.read_text()) == result.record
+
+
+def test_seed_decides(digits: DataSet, tmp_path: Path) -> None:
+    sums = []
+    for i, seed in enumerate((1, 1, 2)):
+        result = train(replace(RECIPE, epochs=1, seed=seed), digits, tmp_path / str(i))
+        assert result is not None
+        sums.append(result.record["sha256"])
+    assert sums[0] == sums[1] != sums[2]
+
+
+def test_callers_torch_is_left_as_it_was(digits: DataSet, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    train(replace(RECIPE, epochs=1, threads=threads + 1), digits, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_progress_of_another_recipe_or_other_data_is_refused(digits: DataSet, tmp_path: Path) -> None:
+    train(RECIPE, digits, tmp_path, stop_after=1)
+    with pytest.raises(ModelError, match=r"another recipe: learning_rate was 0.02, is 0.5.*Start anew"):
+        train(replace(RECIPE, learning_rate=0.5), digits, tmp_path)
+    fewer = replace(digits, train_images=digits.train_images[1:], train_labels=digits.train_labels[1:])
+    with pytest.raises(ModelError, match=r"the training images differ"):
+        train(RECIPE, fewer, tmp_path)
+    assert train(replace(RECIPE, epochs=1), fewer, tmp_path, resume=False) is not None
+
+
+def test_damaged_progress_is_refused(digits: DataSet, tmp_path: Path) -> None:
+    train(RECIPE, digits, tmp_path, stop_after=1)
+    file = tmp_path / "lenet-mnist5k.progress.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ModelError, match=r"cannot be read.*Start anew"):
+        train(RECIPE, digits, tmp_path)
+
+
+def test_divergence_is_reported_and_nothing_written(digits: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"diverged in epoch 1: the loss is nan. Lower the learning rate"):
+        train(replace(RECIPE, learning_rate=99.0, momentum=0.99), digits, tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_wrong_data_set(digits: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe is for the data set cifar10, got mnist5k"):
+        train(replace(RECIPE, data="cifar10"), digits, tmp_path)
+
+
+def test_unwritable_folder(digits: DataSet, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"Cannot write to the folder"):
+        train(RECIPE, digits, tmp_path / "file" / "below")
+
+
+def test_console_shows_command_with_seed_and_every_epoch(digits: DataSet, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    train(replace(RECIPE, epochs=2), digits, tmp_path, console=console, stop_after=1)
+    train(replace(RECIPE, epochs=2), digits, tmp_path, console=console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "--seed 5" in shown
+    assert "going on after epoch 1" in shown
+    assert [shown.count(f"epoch {i}/2: mean training loss") for i in (1, 2)] == [1, 1]
+
+
+def test_schedules() -> None:
+    step = TrainingRecipe(epochs=10, learning_rate=0.03, final_learning_rate=0.005)
+    assert [learning_rate_at(step, 5 * epoch + 4, 5) for epoch in range(10)] == [0.03] * 7 + [0.005] * 3
+    cosine = replace(step, schedule="cosine")
+    assert learning_rate_at(cosine, 0, 5) == pytest.approx(0.03)
+    assert learning_rate_at(cosine, 25, 5) == pytest.approx((0.03 + 0.005) / 2)
+    assert 0.005 < learning_rate_at(cosine, 49, 5) < 0.0051
+    assert learning_rate_at(replace(step, schedule="constant"), 49, 5) == 0.03
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_augmentation_shifts_and_mirrors_within_bounds(mirror: bool) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(1, 256, (400, 3, 32, 32), dtype=np.uint8)
+    moved = training._augmented(images, rng, mirror)
+    seen = set()
+    for image, got in zip(images, moved, strict=True):
+        padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))
+        (found,) = [
+            (top, left, mirrored)
+            for top in range(9)
+            for left in range(9)
+            for mirrored in (False, True)
+            if np.array_equal(padded[:, top : top + 32, left : left + 32][:, :, :: -1 if mirrored else 1], got)
+        ]
+        seen.add(found)
+    assert {top for top, _, _ in seen} == {left for _, left, _ in seen} == set(range(9))
+    assert {mirrored for _, _, mirrored in seen} == {False, mirror}
