@@ -83,11 +83,10 @@ panels = [
     (seen["relu3"], "activations after relu3, 200 images", ORANGE),
 ]
 for place, (values, title, colour) in zip(axes.flat, panels, strict=True):
-    place.hist(values.ravel(), bins=60, color=colour)
+    place.hist(values.ravel(), bins=50, color=colour)
     place.set_yscale("log")
     place.set_title(f"{title}\n{values.size:,} numbers, {values.min():.2f} to {values.max():.2f}", fontsize=10)
-    place.set_xlabel("value (real number, no unit)")
-    place.set_ylabel("count, log scale")
+    place.set(xlabel="value (a real number, no unit)", ylabel="count, log scale")
 plt.show()
 
 # %%
@@ -97,7 +96,7 @@ for channel, place in enumerate(axes.flat):
     place.set_title(f"channel {channel}", fontsize=9)
     place.axis("off")
 figure.colorbar(drawn, ax=axes, label="activation", shrink=0.9)
-figure.suptitle(f"The first test image (a {data.class_names[y[0]]}) after conv1 and ReLU")
+figure.suptitle(f"The first test image ({data.class_names[y[0]]}) after conv1 and ReLU")
 plt.show()
 
 # %% [markdown]
@@ -148,10 +147,13 @@ steps = dequantize(quantize(line, params, spec), params, spec)
 left.plot(line, line, color=GREY, linewidth=1.5, label="real number")
 left.plot(line, steps, color=BLUE, linewidth=2, label=f"restored from {bits} bits")
 left.set(title="A staircase instead of a line", xlabel="real number", ylabel="restored number")
+for place in (left, right):
+    place.axvline(low, color="black", linestyle=":", linewidth=1, label="low and high")
+    place.axvline(high, color="black", linestyle=":", linewidth=1)
 left.legend(fontsize=9)
 right.axhspan(-scale / 2, scale / 2, color=GREY, alpha=0.3, linewidth=0, label="half a step up or down")
 right.plot(line, steps - line, color=ORANGE, linewidth=1.5, label="restored - real")
-right.set(title="The error, and what clipping costs outside", xlabel="real number", ylabel="error")
+right.set(title="The error; it grows where clipping begins", xlabel="real number", ylabel="error (real number)")
 right.legend(fontsize=9)
 plt.show()
 
@@ -227,8 +229,8 @@ print(f"int32 holds {np.iinfo(np.int32).min:,} to {np.iinfo(np.int32).max:,}")
 #
 # $$M \approx \text{mantissa} \cdot 2^{\text{exponent} - 31}$$
 #
-# with an integer mantissa of 31 bits: one integer product, then one shift to the right. There is one `M` for each output
-# channel, because each has its own weight scale.
+# with an integer mantissa of 31 bits: one integer product, then one shift to the right. There is one `M` for each
+# output channel, because each has its own weight scale.
 
 # %%
 multiplier = layer.op.requantizer.multiplier
@@ -241,8 +243,8 @@ for channel in range(4):
 print(f"largest relative error of all {len(M)}: {np.max(np.abs(multiplier.to_real() / M - 1)):.1e}")
 
 # %% [markdown]
-# Adding half of the last step before the shift makes it round to nearest instead of down. What is too small or too large
-# for the output's grid is clamped; the lower end of the clamp is also the ReLU.
+# Adding half of the last step before the shift makes it round to nearest instead of down. What is too small or too
+# large for the output's grid is clamped; the lower end of the clamp is also the ReLU.
 
 # %%
 shift = 31 - multiplier.exponent.astype(np.int64)
@@ -326,13 +328,13 @@ plt.show()
 # Nothing differs before the first fully connected layer. From there on the outputs are too low on average, and each
 # layer passes its share on to the next.
 #
-# **Try it:** in `my_linear`, replace `half = 0` by `half = np.int64(1) << (shift - 1)` and run the cell again. The report
-# must then say that 0 elements differ.
+# **Try it:** in `my_linear`, replace `half = 0` by `half = np.int64(1) << (shift - 1)` and run the cell again. The
+# report must then say that 0 elements differ.
 #
 # ## 8. Keep it
 #
-# A `.lab` file holds the whole integer network. It loads and runs without PyTorch. Weights of 4 bits or fewer are packed
-# two to a byte.
+# A `.lab` file holds the whole integer network. It loads and runs without PyTorch. Weights of 4 bits or fewer are
+# packed two to a byte.
 
 # %%
 from pathlib import Path

@@ -1,7 +1,8 @@
 """Exact truths in Python integers and fractions. It imports nothing of labkit, so it cannot agree with it by accident.
 
 Images are nested lists ``x[n][c][h][w]`` (use ``array.tolist()``). A multiplier is an exact fraction; rounding works on
-fractions, or, where a rule is defined by its steps in a fixed width, on those steps in Python integers. Slow on purpose.
+fractions, or, where a rule is defined by its steps in a fixed width, on those steps in Python integers.
+Slow on purpose.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def float32(value):
 
 
 def float64(value):
-    """The float64 nearest to an exact fraction, ties to even, as a fraction: what Python's own division of integers gives."""
+    """The float64 nearest to an exact fraction, ties to even: what Python's own division of integers gives."""
     value = Fraction(value)
     return Fraction(value.numerator / value.denominator)
 
@@ -108,7 +109,7 @@ def window(size, kernel, stride, padding, dilation):
 
 
 def conv2d(x, weight, bias, *, input_zero_point, weight_zero_point, stride, padding, dilation, groups):
-    """The exact sums [n][o][h][w] of a convolution, bias added. ``weight_zero_point`` is one integer for each channel."""
+    """The exact sums [n][o][h][w] of a convolution, bias added. ``weight_zero_point`` has one integer a channel."""
     outputs, depth = len(weight), len(weight[0])
     rows = window(len(x[0][0]), len(weight[0][0]), stride[0], padding[0], dilation[0])
     columns = window(len(x[0][0][0]), len(weight[0][0][0]), stride[1], padding[1], dilation[1])

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jupytext
-import nbformat
 
 __all__ = ["main", "notebook_text"]
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
-METADATA = {
+_NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+_METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
@@ -30,25 +31,24 @@ METADATA = {
 
 def notebook_text(script: str) -> str:
     """The notebook, as the text of an .ipynb file, that the percent script ``script`` describes."""
-    parsed = jupytext.reads(script, fmt="py:percent")
-    notebook = nbformat.v4.new_notebook(metadata=METADATA)
+    cells: list[dict[str, Any]] = []
     seen: Counter[str] = Counter()
-    for cell in parsed.cells:
+    for cell in jupytext.reads(script, fmt="py:percent").cells:
         digest = hashlib.sha256(f"{cell.cell_type}\n{cell.source}".encode()).hexdigest()[:12]
         seen[digest] += 1
         name = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-        make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[cell.cell_type]
-        notebook.cells.append(make(cell.source, id=name, metadata=cell.metadata))
-    notebook.nbformat_minor = 5
-    nbformat.validate(notebook)
-    return str(nbformat.writes(notebook, version=4)).rstrip("\n") + "\n"
+        kind, lines = cell.cell_type, cell.source.splitlines(keepends=True)
+        made = {"cell_type": kind, "id": name, "metadata": {}, "source": lines}
+        cells.append(made | ({"execution_count": None, "outputs": []} if kind == "code" else {}))
+    notebook = {"cells": cells, "metadata": _METADATA, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the notebooks, or compare them; 0 when all is well."""
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether the notebooks are up to date")
-    parser.add_argument("--folder", type=Path, default=NOTEBOOKS, help="where scripts and notebooks are")
+    parser.add_argument("--folder", type=Path, default=_NOTEBOOKS, help="where scripts and notebooks are")
     options = parser.parse_args(arguments)
     stale = 0
     for script in sorted(options.folder.glob("*.py")):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -49,7 +49,7 @@ class PerAxis:
 
 @dataclass(frozen=True)
 class QuantSpec:
-    """Which integers a quantized tensor may hold.
+    """Which integers a quantized tensor may hold (eq. 3).
 
     bits : 1..8.
     signed : two's complement (True) or counted from 0 (False).
@@ -205,12 +205,14 @@ def quantize(real: ArrayLike, params: QParams, spec: QuantSpec) -> NDArray[np.in
             f"Find where they come from (a diverged training, a division by zero) and remove them."
         )
     if spec.is_binary:
-        return np.where(values >= 0, 1, -1).astype(spec.dtype)
+        signs: NDArray[Any] = np.where(values >= 0, 1, -1).astype(spec.dtype)
+        return signs
     scale = _aligned(params.scale, values.shape, spec)
     zero_point = _aligned(params.zero_point, values.shape, spec)
     with np.errstate(over="ignore"):  # a quotient beyond float32 is infinite and is clipped like any other
         quotient = np.rint(values / scale).astype(np.float64)
-    return np.clip(quotient + zero_point, spec.qmin, spec.qmax).astype(spec.dtype)
+    clipped: NDArray[Any] = np.clip(quotient + zero_point, spec.qmin, spec.qmax).astype(spec.dtype)
+    return clipped
 
 
 def quantize_tensor(real: ArrayLike, params: QParams, spec: QuantSpec) -> QTensor:
@@ -272,7 +274,7 @@ def params_from_values(values: ArrayLike, spec: QuantSpec) -> QParams:
 
     Parameters
     ----------
-    values : float array; reduced over all axes but the one of ``spec.granularity``.
+    values : float array of any shape; reduced over all axes but the one of ``spec.granularity``
     spec : the grid and its granularity.
 
     Raises

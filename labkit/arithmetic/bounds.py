@@ -28,13 +28,19 @@ def accumulator_bound(
     int64 [O]: ``sum |w| * max |x| + |bias|``
     """
     magnitude = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1)
-    return magnitude * max(abs(input_low), abs(input_high)) + np.abs(bias.astype(np.int64))
+    bound: NDArray[np.int64] = magnitude * max(abs(input_low), abs(input_high)) + np.abs(bias.astype(np.int64))
+    return bound
 
 
 def check_accumulator(
     name: str, weights: NDArray[np.integer], input_low: int, input_high: int, bias: NDArray[np.integer]
 ) -> None:
-    """Refuse a layer, called ``name``, whose sums could leave int32; the other parameters as `accumulator_bound`.
+    """Refuse a layer whose sums could leave int32 (eq. 9).
+
+    Parameters
+    ----------
+    name : of the layer, for the error
+    weights, input_low, input_high, bias : as `accumulator_bound`; integer arrays [O, ...] and [O]
 
     Raises
     ------

@@ -26,7 +26,8 @@ def pack_int4(values: NDArray[np.integer]) -> NDArray[np.uint8]:
     nibbles = (flat.astype(np.int16) & 0xF).astype(np.uint8)
     if nibbles.size % 2:
         nibbles = np.append(nibbles, np.uint8(0))
-    return nibbles[0::2] | (nibbles[1::2] << 4)
+    packed: NDArray[np.uint8] = nibbles[0::2] | (nibbles[1::2] << np.uint8(4))
+    return packed
 
 
 def unpack_int4(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.errors import BoundError, QuantizationError
 
 __all__ = ["Requantizer", "RoundingRule", "round_half_away", "scale_and_round"]
+
+T = TypeVar("T", bound=np.generic)
 
 _INT32 = np.iinfo(np.int32)
 
@@ -131,12 +134,12 @@ def scale_and_round(
             f"An accumulator must fit int32, got {x.min()}..{x.max()}. The layer sums too many products for 32 bits."
         )
 
-    def along(parameter: NDArray[np.generic]) -> NDArray[np.generic]:
+    def along(parameter: NDArray[T]) -> NDArray[T]:
         return parameter.reshape([-1 if i == axis else 1 for i in range(x.ndim)]) if parameter.ndim else parameter
 
     if rule is RoundingRule.FLOAT32_EVEN:
         product = x.astype(np.float32) * along(np.asarray(multiplier, np.float32))
-        return np.rint(product + np.float32(addend)).astype(np.int64)
+        return np.asarray(np.rint(product + np.float32(addend)), np.int64)
     if rule is RoundingRule.FLOAT64_AWAY:
         return round_half_away(x.astype(np.float64) * along(np.asarray(multiplier, np.float64)) + addend)
     assert isinstance(multiplier, FixedPointMultiplier)
@@ -163,30 +166,33 @@ def scale_and_round(
 def round_half_away(real: NDArray[np.floating]) -> NDArray[np.int64]:
     """The nearest integer to each ``real`` (any shape), ties away from zero; |real| below 2**52."""
     whole = np.floor(np.abs(real))  # |real| + 1/2 would itself round, up to 1 just below a half
-    return (np.sign(real) * (whole + (np.abs(real) - whole >= 0.5))).astype(np.int64)
+    return np.asarray(np.sign(real) * (whole + (np.abs(real) - whole >= 0.5)), np.int64)
 
 
-def _shift_half_up(x: NDArray[np.int64], shift: NDArray[np.generic]) -> NDArray[np.int64]:
+def _shift_half_up(x: NDArray[np.int64], shift: NDArray[np.int64]) -> NDArray[np.int64]:
     """``floor(x / 2**shift + 1/2)`` for shift 1..62; |x| < 2**62, so adding half of 2**shift stays in int64."""
-    return (x + (np.int64(1) << (shift - 1))) >> shift  # type: ignore[no-any-return, operator]
+    rounded: NDArray[np.int64] = (x + (np.int64(1) << (shift - 1))) >> shift
+    return rounded
 
 
-def _shift_half_even(x: NDArray[np.int64], shift: NDArray[np.generic]) -> NDArray[np.int64]:
+def _shift_half_even(x: NDArray[np.int64], shift: NDArray[np.int64]) -> NDArray[np.int64]:
     """``x / 2**shift`` to nearest, ties to even: half-up, less 1 where a tie came out odd."""
     up = _shift_half_up(x, shift)
-    tie = (x & ((np.int64(1) << shift) - 1)) == (np.int64(1) << (shift - 1))  # type: ignore[operator]
-    return up - (tie & (up & 1 == 1))
+    tie = (x & ((np.int64(1) << shift) - 1)) == (np.int64(1) << (shift - 1))
+    even: NDArray[np.int64] = up - (tie & (up & 1 == 1))
+    return even
 
 
-def _saturating_rounding_doubling_high_mul(a: NDArray[np.int64], b: NDArray[np.generic]) -> NDArray[np.int64]:
+def _saturating_rounding_doubling_high_mul(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
     """gemmlowp: ``(a * b + nudge) / 2**31`` with C's division, which truncates. b >= 0, so nothing saturates."""
-    product = a * b  # type: ignore[operator]
+    product = a * b
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     return np.where(nudged >= 0, nudged >> 31, -(-nudged >> 31))
 
 
-def _rounding_divide_by_power_of_two(x: NDArray[np.int64], exponent: NDArray[np.generic]) -> NDArray[np.int64]:
+def _rounding_divide_by_power_of_two(x: NDArray[np.int64], exponent: NDArray[np.int64]) -> NDArray[np.int64]:
     """gemmlowp: ``x / 2**exponent`` to nearest, ties away from zero."""
-    mask = (np.int64(1) << exponent) - 1  # type: ignore[operator]
+    mask = (np.int64(1) << exponent) - 1
     threshold = (mask >> 1) + (x < 0)
-    return (x >> exponent) + ((x & mask) > threshold)  # type: ignore[no-any-return, operator]
+    rounded: NDArray[np.int64] = (x >> exponent) + ((x & mask) > threshold)
+    return rounded

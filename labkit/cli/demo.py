@@ -44,7 +44,7 @@ def demo(
         write_atomically(out / "report.html", render_html(result))
         write_atomically(out / "report.json", json.dumps(to_json(result), indent=1, allow_nan=False) + "\n")
         for name, integer_net in nets.items():
-            integer_net.save(out / f"{net}-{result.dataset}-{name.lower()}.lab")
+            integer_net.save(out / f"{net}-{integer_net.graph.notes['data']}-{name.lower()}.lab")
         tell("Write the report", 1, 1)
     console.print(f"Data: {result.dataset_reason}", highlight=False, soft_wrap=True)
     console.print(accuracy_table(result))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -14,20 +15,33 @@ _DEFAULT = Path("labkit-lab")
 
 def init(folder: Annotated[Path, typer.Argument(help="The folder to make.")] = _DEFAULT) -> None:
     """Make a folder with the notebooks; notebooks that are already there are left alone."""
+    _fill(folder)
+    typer.echo(f"Open it with: {shlex.join(['labkit', 'lab', str(folder)])}")
+
+
+def lab(
+    folder: Annotated[Path, typer.Argument(help="The folder to open; made where it is not there.")] = _DEFAULT,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- OPTIONS", help="Options for JupyterLab, such as: -- --no-browser --port 8899"),
+    ] = None,
+) -> None:
+    r"""Open JupyterLab in a folder of notebooks (needs ``pip install "labkit\[lab]"``)."""
+    from labkit.course.workspace import need_jupyter, open_jupyter
+
+    more = list(options or ())
+    if str(folder).startswith("-"):  # `labkit lab -- --no-browser` names no folder
+        folder, more = _DEFAULT, [str(folder), *more]
+    need_jupyter()  # before a folder is made for nothing
+    _fill(folder)
+    raise typer.Exit(open_jupyter(folder, more))
+
+
+def _fill(folder: Path) -> None:
     from labkit.course.workspace import make_workspace
 
     made, kept = make_workspace(folder)
     for path in made:
         typer.echo(f"made {path}")
     for path in kept:
-        typer.echo(f"kept {path}, which was there")
-
-
-def lab(
-    folder: Annotated[Path, typer.Argument(help="The folder to open; made where it is not there.")] = _DEFAULT,
-) -> None:
-    """Open JupyterLab in a folder of notebooks (needs ``pip install "labkit[lab]"``)."""
-    from labkit.course.workspace import make_workspace, open_jupyter
-
-    make_workspace(folder)
-    raise typer.Exit(open_jupyter(folder))
+        typer.echo(f"kept {path} as it is")

@@ -27,7 +27,7 @@ def run(
     from labkit.files import make_folder, write_atomically
     from labkit.net import load
 
-    def as_bytes(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
+    def as_bytes(array: np.ndarray) -> bytes:
         buffer = io.BytesIO()
         np.save(buffer, array)
         return buffer.getvalue()

@@ -1,0 +1,1 @@
+"""The course as a student has it: a folder of notebooks."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 
 from labkit.errors import LabkitError, OutputError
 from labkit.files import make_folder, written_atomically
 
-__all__ = ["make_workspace", "notebook_folder", "open_jupyter"]
+__all__ = ["make_workspace", "need_jupyter", "notebook_folder", "open_jupyter"]
 
 
 def notebook_folder() -> Path:
@@ -19,14 +20,14 @@ def notebook_folder() -> Path:
 
     Raises
     ------
-    OutputError
+    LabkitError
         They are nowhere: the installation is not whole.
     """
-    here = Path(__file__).parent
-    for folder in (here / "notebooks", here.parent.parent / "notebooks"):
+    package = Path(__file__).parents[1]
+    for folder in (package / "course" / "notebooks", package.parent / "notebooks"):
         if any(folder.glob("*.ipynb")):
             return folder
-    raise OutputError("This installation of labkit has no notebooks. Install labkit again.")
+    raise LabkitError("This installation of labkit holds no notebooks. Install labkit again.")
 
 
 def make_workspace(folder: str | Path) -> tuple[list[Path], list[Path]]:
@@ -38,12 +39,20 @@ def make_workspace(folder: str | Path) -> tuple[list[Path], list[Path]]:
 
     Raises
     ------
+    LabkitError
+        There are no notebooks to copy.
     OutputError
-        The folder cannot be written to.
+        The folder cannot be made or written to.
     """
+    sources = sorted(notebook_folder().glob("*.ipynb"))
     target = make_folder(folder)
+    if target.resolve() == notebook_folder().resolve():
+        raise OutputError(
+            f"{target} is where labkit keeps its own notebooks, and running one would change it. "
+            f"Choose another folder for your copies."
+        )
     made, kept = [], []
-    for source in sorted(notebook_folder().glob("*.ipynb")):
+    for source in sources:
         path = target / source.name
         if path.exists():
             kept.append(path)
@@ -54,14 +63,36 @@ def make_workspace(folder: str | Path) -> tuple[list[Path], list[Path]]:
     return made, kept
 
 
-def open_jupyter(folder: str | Path) -> int:
-    """Run JupyterLab in ``folder`` until the user ends it; its exit status.
+def need_jupyter() -> None:
+    """Make sure that JupyterLab can be started.
 
     Raises
     ------
     LabkitError
-        JupyterLab is not installed.
+        JupyterLab is not installed beside labkit.
     """
     if util.find_spec("jupyterlab") is None:
-        raise LabkitError('JupyterLab is not installed. Install it with `pip install "labkit[lab]"`, then try again.')
-    return subprocess.call([sys.executable, "-m", "jupyterlab", "--notebook-dir", str(folder)])
+        raise LabkitError(
+            'JupyterLab is not installed beside labkit. Install it with `pip install "labkit[lab]"` and try again, or '
+            "make a folder of notebooks with `labkit init` and open it in the notebook editor that you have."
+        )
+
+
+def open_jupyter(folder: str | Path, options: Sequence[str] = ()) -> int:
+    """Run JupyterLab in ``folder`` until the user ends it; its exit status.
+
+    ``options`` go to JupyterLab as they are.
+
+    Raises
+    ------
+    LabkitError
+        JupyterLab is not installed beside labkit.
+    """
+    need_jupyter()
+    place = str(Path(folder).resolve())
+    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--notebook-dir", place, *options])
+    while True:
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            pass  # JupyterLab got the same signal and asks whether to shut down

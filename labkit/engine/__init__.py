@@ -1,0 +1,1 @@
+"""Prepare a graph once, then run it in integers."""

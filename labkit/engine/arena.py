@@ -1,7 +1,7 @@
 """`Arena`: the memory in which one thread runs a prepared network, and its kernel calls bound to that memory.
 
-Arenas are made on first use, one for each thread, network and number of images. From then on a run allocates nothing but
-the arrays that it returns.
+Arenas are made on first use, one for each thread, network and number of images. From then on a run makes no buffers,
+only the arrays that it returns.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Arena:
 
 
 def arena_for(prepared: Prepared, images: int) -> Arena:
-    """This thread's arena for ``images`` of ``prepared``: a small one for a single image, else one for a whole chunk."""
+    """This thread's arena for ``images`` of ``prepared``: a small one for a single image, else that of a chunk."""
     arenas: WeakKeyDictionary[Prepared, dict[int, Arena]] | None = getattr(_of_this_thread, "arenas", None)
     if arenas is None:
         arenas = _of_this_thread.arenas = WeakKeyDictionary()  # an arena goes with its network

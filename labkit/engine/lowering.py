@@ -14,6 +14,7 @@ from labkit.errors import UnsupportedOperation
 from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntNode
+from labkit.graph.shapes import Padding
 from labkit.kernels.fast import direct, elementwise, pool
 from labkit.kernels.fast.conv import Windows, byte_offsets, conv2d, conv2d_sums, linear_one
 from labkit.kernels.fast.packing import channels_first_order, epilogue_fits, pack_epilogue, pack_panels, rounded_up
@@ -55,7 +56,8 @@ def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     weights = _centred(op, plan, node)
     windows = _windows(x, y, op.stride, op.padding)
-    taps = direct.Taps(*weights.shape[2:], *op.dilation)
+    kernel = (weights.shape[2], weights.shape[3])
+    taps = direct.Taps(*kernel, *op.dilation)
     if op.groups > 1:
         sums = _sums_buffer(plan, y)
         result = windows._replace(into_top=0, into_left=0)
@@ -69,8 +71,8 @@ def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
         _requantize_sums(plan, node, sums, op.requantizer, op.bias)
         return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
-    runs = byte_offsets(taps[:2], op.dilation, buffer_w * lanes * _INT16, lanes * _INT16)
-    filled = np.zeros((weights.shape[0], *taps[:2], lanes), weights.dtype)
+    runs = byte_offsets(kernel, op.dilation, buffer_w * lanes * _INT16, lanes * _INT16)
+    filled = np.zeros((weights.shape[0], *kernel, lanes), weights.dtype)
     filled[..., : x.image[0]] = weights.transpose(0, 2, 3, 1)
     _multiply(plan, node, x, y, filled.reshape(weights.shape[0], len(runs), -1), runs, windows)
 
@@ -156,7 +158,7 @@ def _centred(op: int_ops.Conv2d | int_ops.Linear, plan: Plan, node: IntNode) -> 
     return np.asarray(op.weight.values.astype(np.int16) - zero_point, np.int16)
 
 
-def _windows(x: Place, y: Place, stride: tuple[int, int], padding: int_ops.Padding) -> Windows:
+def _windows(x: Place, y: Place, stride: tuple[int, int], padding: Padding) -> Windows:
     top, left = x.corner.top - padding[0][0], x.corner.left - padding[1][0]
     return Windows(*y.image[1:], *stride, top, left, *y.corner)
 

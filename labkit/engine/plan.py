@@ -1,8 +1,8 @@
 """The parts of a prepared network: buffers, places in them, kernel calls, and the borders to real numbers.
 
-Inside the fast tier a tensor is int16 with its zero point subtracted, in the layout (N, H, W, C). Its buffer has a border
-of zeros as wide as the widest padding that a consumer asks for, and its producer writes straight into the interior. A
-tensor that is no image is one row of channels.
+Inside the fast tier a tensor is int16 with its zero point subtracted, in the layout (N, H, W, C). Its buffer has a
+border of zeros as wide as the widest padding that a consumer asks for, and its producer writes straight into the
+interior. A tensor that is no image is one row of channels.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
+from labkit.graph.shapes import Padding
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
 
@@ -27,7 +28,7 @@ _DENSE_CHANNELS = 4  # an input image of few channels is stored without filling 
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for one tensor: ``shape`` (height, width, channels) with its border, of each image; int16, or int32 sums."""
+    """Memory for one tensor of each image: ``shape`` (height, width, channels) with its border; int16 or int32 sums."""
 
     shape: tuple[int, int, int]
     dtype: type[np.int16] | type[np.int32]
@@ -40,7 +41,7 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: the number of a buffer, the size (C, H, W) of its image and the row and column of its first pixel."""
+    """Where a tensor lies: the number of a buffer, the size (C, H, W) of the image and the corner where it starts."""
 
     buffer: int
     image: tuple[int, int, int]
@@ -121,13 +122,13 @@ class Plan:
                 self.consumers[name].append(node)
 
     def add_buffer(self, shape: tuple[int, int, int], dtype: type[np.int16] | type[np.int32]) -> int:
-        """The number of a new buffer."""
+        """The number of a new buffer of ``shape`` (height, width, channels) and ``dtype``."""
         self.buffers.append(Buffer(shape, dtype))
         return len(self.buffers) - 1
 
     def new_place(self, node: IntNode) -> Place:
         """A buffer for the result of ``node``, with the border that its consumers need."""
-        channels, height, width = image = as_image(node.output)
+        channels, height, width = image = _as_image(node.output)
         (top, bottom), (left, right) = self._border(node.name)
         is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= _DENSE_CHANNELS
         lanes = channels if is_small_input else rounded_up(channels)
@@ -139,14 +140,14 @@ class Plan:
         """Where input ``index`` of ``node`` lies."""
         return self.places[node.inputs[index]]
 
-    def _border(self, name: str) -> int_ops.Padding:
+    def _border(self, name: str) -> Padding:
         padded = int_ops.Conv2d | int_ops.AveragePool2d
         paddings = [c.op.padding for c in self.consumers[name] if isinstance(c.op, padded)] or [((0, 0), (0, 0))]
         top, bottom, left, right = (max(p[axis][side] for p in paddings) for axis in (0, 1) for side in (0, 1))
         return (top, bottom), (left, right)
 
 
-def as_image(tensor: Tensor) -> tuple[int, int, int]:
+def _as_image(tensor: Tensor) -> tuple[int, int, int]:
     """The shape as (C, H, W); what is no image becomes one row of channels."""
     if len(tensor.shape) == 3:
         channels, height, width = tensor.shape

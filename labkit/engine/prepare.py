@@ -17,7 +17,7 @@ from labkit.graph.ir import IntGraph, IntNode
 __all__ = ["Prepared", "prepare"]
 
 LARGEST_CHUNK = 32  # images that run together, so that a weight is loaded once for several
-CHUNK_BYTES = 1 << 20  # and no more memory than this for their activations, so that these stay in the cache
+CHUNK_BYTES = 1 << 21  # and no more memory than this for their activations, so that these stay in the cache
 
 
 def prepare(graph: IntGraph) -> Prepared:

@@ -42,9 +42,10 @@ def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[s
 
 
 def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
-    """The result of every node by name, in the layout (N, C, H, W); parameters and errors as `run`.
+    """The result of every node of ``prepared`` by name, [N, ...] in PyTorch's layout; ``inputs`` and errors as `run`.
 
-    The name of a node that was fused into another (its ``carries``) gives the array of the node that computes it.
+    Integers are in each tensor's own dtype, zero point included; a Dequantize node gives float32. The name of a node
+    that was fused into another (its ``carries``) gives the array of the node that computes it.
     """
     results = _run(prepared, inputs, list(prepared.exits.values()))
     return {name: results[carrier] for name, carrier in prepared.graph.carriers().items()}
@@ -62,8 +63,8 @@ def _run(prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit])
         for node, kernel, arguments in arena.calls:
             if kernel(count, *arguments):
                 raise BoundError(
-                    f"{node}: its rounding rule shifts the accumulator left before multiplying, and for these images the "
-                    f"result does not fit int32. Use the rule SINGLE for multipliers above 1."
+                    f"{node}: its rounding rule shifts the accumulator left before multiplying, and for these images "
+                    f"the result does not fit int32. Use the rule SINGLE for multipliers above 1."
                 )
         for way in exits:
             _leave(arena, way, results[way.node.name][chunk])

@@ -1,0 +1,1 @@
+"""What comes in: networks of other libraries as float graphs."""

@@ -1,0 +1,1 @@
+"""Networks as frozen data, and the files that hold them."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from labkit.graph.float_ops import Activation, FloatOp
 from labkit.graph.int_ops import IntOp
 
 __all__ = ["FloatGraph", "FloatNode", "IntGraph", "IntNode", "Tensor"]
+
+_Node = TypeVar("_Node", "FloatNode", "IntNode")
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +190,7 @@ class IntGraph:
         return _text("IntGraph", [(n, _describe(n.op), str(n.output)) for n in self.nodes], self.outputs)
 
 
-def _find(nodes: tuple[Any, ...], name: str) -> Any:
+def _find(nodes: tuple[_Node, ...], name: str) -> _Node:
     for node in nodes:
         if node.name == name:
             return node

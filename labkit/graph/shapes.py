@@ -8,7 +8,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]  # ((top, bottom), (left, righ
 
 
 def symmetric_padding(height: int, width: int) -> Padding:
-    """The same padding on both sides of each spatial axis."""
+    """``height`` rows above and below, ``width`` columns left and right."""
     return (height, height), (width, width)
 
 
@@ -17,8 +17,9 @@ def window_output(
 ) -> int:
     """How many positions a window takes along one axis; 0 or less where it does not fit.
 
-    Parameters are in elements. ``ceil_mode`` adds a last, partly outside window, but only if it starts inside the
-    input or its leading padding (the rule of PyTorch).
+    ``size`` is the input's, ``kernel`` the window's, ``stride`` the step, ``padding`` what is added (before, after) and
+    ``dilation`` the distance of taps, all in elements. ``ceil_mode`` adds a last, partly outside window, but only if it
+    starts inside the input or its leading padding (the rule of PyTorch).
     """
     before, after = padding
     span = size + before + after - dilation * (kernel - 1) - 1

@@ -1,6 +1,6 @@
-"""``.lab`` files: a magic word, a version, a JSON header that describes the graph, and a safetensors body with its arrays.
+r"""``.lab`` files: a magic word, a version, a JSON header that describes the graph, and a safetensors body with its arrays.
 
-    offset 0   8 bytes  b"labkit\\0\\n"
+    offset 0   8 bytes  b"labkit\0\n"
            8   4 bytes  version, little-endian
           12   8 bytes  length of the header in bytes
           20            header, UTF-8 JSON: the SHA-256 of the body and the graph's nodes
@@ -40,8 +40,10 @@ _LARGEST_HEADER = 64 * 2**20
 
 _CLASSES = {
     cls.__name__: cls
-    for cls in (IntNode, Tensor, QuantSpec, QParams, PerTensor, PerAxis, FixedPointMultiplier, Requantizer)
-    + tuple(getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp")
+    for cls in (
+        *(IntNode, Tensor, QuantSpec, QParams, PerTensor, PerAxis, FixedPointMultiplier, Requantizer),
+        *(getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp"),
+    )
 }
 
 

@@ -189,7 +189,7 @@ def add(
     """
     total = (a.astype(np.int64) - zero_points[0]) * int(multipliers[0])
     total += (b.astype(np.int64) - zero_points[1]) * int(multipliers[1])
-    rounded = (total + (1 << (shift - 1))) >> shift
+    rounded: NDArray[np.int64] = (total + (1 << (shift - 1))) >> shift
     return np.clip(rounded + output_zero_point, *clamp).astype(np.int32)
 
 

@@ -1,0 +1,1 @@
+"""Certificates: the same integers computed a second time, by somebody else."""

@@ -25,6 +25,8 @@ from labkit.quantization.plan import BitPlan
 
 __all__ = ["parameters_of", "verify"]
 
+BATCH = 64  # images at a time: their int64 tensors stay in the cache
+
 
 def verify(
     net: IntegerNet,
@@ -70,7 +72,7 @@ def verify(
             if name not in {node.name for node in graph}:
                 tally.missing(f"node {name}", "present", "absent")
     images = 0
-    for batch in image_batches(x):
+    for batch in image_batches(x, BATCH):
         got = net.trace(batch, kernels=kernels)
         for name, expected in _expected(graph, emulation, torch.from_numpy(batch)).items():
             tally.tensor(name, expected, got.get(name), images)
@@ -89,8 +91,8 @@ def verify(
 
 
 def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
-    """Every number of ``node`` that decides its result, by name, as arrays of the dtypes in which they are stored."""
-    spec, params = node.output.quantized
+    """Every number of ``node`` that decides its result: arrays of any shape by name, in the dtypes in which they are stored."""
+    _, params = node.output.quantized
     found: dict[str, Any] = {"scale": params.scale, "zero_point": params.zero_point}
     op = node.op
     if isinstance(op, int_ops.Conv2d | int_ops.Linear):

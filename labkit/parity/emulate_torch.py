@@ -102,8 +102,7 @@ class Emulation:
         with torch.inference_mode():
             for node in self._traced.graph.nodes:
                 if node.op == "output":
-                    flat = node.args[0] if isinstance(node.args[0], tuple | list) else (node.args[0],)
-                    self.outputs = tuple(self._home[n] for n in flat)  # type: ignore[index]
+                    self.outputs = tuple(self._home[n] for n in _tensors(node))
                 elif "shape" in node.meta:
                     self._place(node)
             for step in self._steps.values():
@@ -148,6 +147,7 @@ class Emulation:
         step = _Step(self._names[node], kind, node, sources)
         if kind in ("conv", "linear"):
             part = self._traced.get_submodule(str(node.target))
+            assert isinstance(part, nn.Conv2d | nn.Linear)
             step.weight = part.weight.detach().float()
             step.bias = torch.zeros(len(step.weight)) if part.bias is None else part.bias.detach().float()
         elif kind == "norm":  # nothing to fold into: a depthwise 1x1 convolution
@@ -198,10 +198,14 @@ class Emulation:
     def _fold(self, step: _Step, node: fx.Node) -> None:
         """Eqs. 22 and 23 in float64, rounded once."""
         norm = self._traced.get_submodule(str(node.target))
-        gain = (torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight).detach().float().double()
-        beta = (torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias).detach().float().double()
-        gain = gain / torch.sqrt(norm.running_var.float().double() + norm.eps)
-        step.bias = (beta + (step.bias.double() - norm.running_mean.float().double()) * gain).float()
+        assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, variance = norm.running_mean.float().double(), norm.running_var.float().double()
+        gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().float().double()
+        beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().float().double()
+        gain = gain / torch.sqrt(variance + norm.eps)
+        step.bias = (beta + (step.bias.double() - mean) * gain).float()
         step.weight = (step.weight.double() * gain.reshape([-1] + [1] * (step.weight.ndim - 1))).float()
 
     # ---- deriving: scales, integers and multipliers of each step
@@ -333,10 +337,7 @@ class Emulation:
         assert isinstance(conv, nn.Conv2d)
         if conv.groups > 1 or isinstance(conv.padding, str):
             return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups).long()
-        # The same sums as a matrix product, several times faster than PyTorch's float64 convolution.
-        patches = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-        shape = step.node.meta["shape"]
-        return torch.matmul(weight.flatten(1), patches).reshape(len(x), *shape[1:]).long()
+        return _matrix_convolution(x, weight, conv, conv.padding).long()
 
     def _call(self, node: fx.Node, x: torch.Tensor) -> torch.Tensor:
         """The node's own PyTorch operation on another tensor; sizes that it was given stay those of the trace."""
@@ -360,3 +361,22 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
 
 def _keeps_shape(node: fx.Node) -> bool:
     return bool(node.meta["shape"] == node.all_input_nodes[0].meta["shape"])
+
+
+def _matrix_convolution(
+    x: torch.Tensor, weight: torch.Tensor, conv: nn.Conv2d, padding: tuple[int, ...]
+) -> torch.Tensor:
+    """``F.conv2d(x, weight)`` with the window of ``conv`` as a matrix product: several times faster in float64."""
+    kernel_h, kernel_w = weight.shape[2:]
+    (down, right), (step_h, step_w) = conv.stride, conv.dilation
+    padded = F.pad(x, (padding[1], padding[1], padding[0], padding[0])).contiguous()
+    images, channels, height, width = padded.shape
+    rows = (height - step_h * (kernel_h - 1) - 1) // down + 1
+    columns = (width - step_w * (kernel_w - 1) - 1) // right + 1
+    of_image, of_channel, of_row, of_column = padded.stride()
+    windows = padded.as_strided(
+        (images, channels, kernel_h, kernel_w, rows, columns),
+        (of_image, of_channel, of_row * step_h, of_column * step_w, of_row * down, of_column * right),
+    )
+    product = torch.matmul(weight.flatten(1), windows.reshape(images, -1, rows * columns))
+    return product.reshape(images, -1, rows, columns)

@@ -52,10 +52,10 @@ def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays:
         return arrays[0].flatten(1)
     if isinstance(op, int_ops.MaxPool2d):
         return _max_pool(op, arrays[0], node.output.shape)
-    params = [tensor.quantized[1] for tensor in graph.inputs_of(node)]
-    centred = [q - int(p.zero_point) for q, p in zip(arrays, params, strict=True)]
+    sources = [tensor.quantized[1] for tensor in graph.inputs_of(node)]
+    centred = [q - int(source.zero_point) for q, source in zip(arrays, sources, strict=True)]
     if isinstance(op, int_ops.Dequantize):
-        return centred[0].float() * torch.tensor(params[0].scale)
+        return centred[0].float() * torch.tensor(sources[0].scale)
     if isinstance(op, int_ops.Add):
         total = centred[0] * int(op.multipliers[0]) + centred[1] * int(op.multipliers[1])
         return (((total + (1 << (op.shift - 1))) >> op.shift) + op.zero_point).clamp(*op.clamp)

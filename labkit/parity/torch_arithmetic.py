@@ -58,7 +58,7 @@ def exact_mean(values: torch.Tensor) -> float:
 
 
 def fixed_point(multipliers: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eqs. 11 and 12 for each of ``multipliers`` in exact rationals: int64 mantissas and exponents of the same length."""
+    """Eqs. 11 and 12 for each of ``multipliers`` in exact rationals: mantissas and exponents, int64 of shape (n,)."""
     pairs = []
     for real in multipliers:
         fraction, exponent = math.frexp(real)
@@ -70,7 +70,7 @@ def fixed_point(multipliers: Sequence[float]) -> tuple[torch.Tensor, torch.Tenso
 
 
 def add_multipliers(ratios: Sequence[float]) -> tuple[torch.Tensor, int]:
-    """Eq. 19: int64 multipliers for ``ratios`` over one power of two, and its exponent (the shift)."""
+    """Eq. 19: multipliers, int64 of shape (n,), for ``ratios`` over one power of two, and its exponent (the shift)."""
     _, exponent = math.frexp(max(ratios))
     shift = 30 - exponent
     return torch.tensor([math.floor(Fraction(r) * Fraction(2) ** shift + Fraction(1, 2)) for r in ratios]), shift

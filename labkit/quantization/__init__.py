@@ -1,0 +1,1 @@
+"""From a float network and some images to an integer network."""

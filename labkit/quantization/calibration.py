@@ -145,8 +145,8 @@ def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibr
     return Calibration(statistics, dict.fromkeys(statistics, (0.0, 0.0)), ranges, images).with_ranges(ranges)
 
 
-def image_batches(batches: Any) -> Iterator[NDArray[np.float32]]:
-    """Float32 arrays [N, ...] of at most 128 images from one array or tensor, or any iterable of them.
+def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float32]]:
+    """Float32 arrays [N, ...] of at most ``size`` images from one array or tensor, or any iterable of them.
 
     ``batches`` may also be a torch DataLoader: of a pair (images, labels) the first is taken.
 
@@ -166,5 +166,5 @@ def image_batches(batches: Any) -> Iterator[NDArray[np.float32]]:
         array = np.asarray(part)
         if array.ndim < 2 or array.dtype.kind not in "fiu":
             raise InputError(f"Images must be numbers with a batch axis, [N, ...], got {array.dtype} {array.shape}.")
-        for start in range(0, len(array), BATCH):
-            yield array[start : start + BATCH].astype(np.float32)
+        for start in range(0, len(array), size):
+            yield array[start : start + size].astype(np.float32)

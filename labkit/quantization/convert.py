@@ -196,7 +196,7 @@ def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitP
     target = np.float64(output.quantized[1].scale)
     if isinstance(op, float_ops.Conv2d | float_ops.Linear):
         weight = quantize_weight(node.name, op.weight, plan.weight_spec(node.name), plan.weight_ranges)
-        weight, bias = quantize_bias(node.name, op.bias, op.weight, weight, inputs[0].quantized[1].scale[()])
+        weight, bias = quantize_bias(node.name, op.bias, op.weight, weight, np.float32(inputs[0].quantized[1].scale))
         requantizer = _requantizer(
             node.name, weight.params.scale.astype(np.float64) * scales[0] / target, output, clamp
         )

@@ -67,9 +67,10 @@ class BitPlan:
 
     @classmethod
     def uniform(cls, graph: FloatGraph, weights: int = 8, activations: int = 8, **options: Any) -> BitPlan:
-        """The same bits everywhere in a simplified ``graph``, but at least 8 for the network's inputs and outputs.
+        """The same bits everywhere in a simplified ``graph``, but 8 for the network's inputs and outputs.
 
-        Images and logits cost next to nothing to keep at 8 bits and much to coarsen (MPQCO supplement, section 1).
+        ``weights`` in 1..8 and ``activations`` in 2..8 are the bits. Images and logits cost next to nothing to keep at
+        8 bits and much to coarsen (MPQCO supplement, section 1).
         ``options`` are the other fields of a BitPlan.
 
         Raises

@@ -24,7 +24,7 @@ _DISAGREEMENTS = 4
 
 
 def sqnr(signal: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
-    """Signal-to-quantization-noise ratio ``10 log10(sum s^2 / sum (s - a)^2)`` in dB of two arrays of one shape."""
+    """``10 log10(sum s^2 / sum (s - a)^2)`` in dB, for ``signal`` s and its ``approximation`` a, float arrays of one shape."""
     power = float(np.square(signal, dtype=np.float64).sum())
     noise = float(np.square(signal.astype(np.float64) - approximation).sum())
     if noise == 0 or power == 0:

@@ -77,6 +77,8 @@ def did(done: subprocess.CompletedProcess[str]) -> str:
 
 def test_environment_is_made_kept_and_mended(project: Path) -> None:
     stamp = project / ".venv" / "labkit-environment.json"
+    stamp.parent.joinpath("bin").mkdir(parents=True)
+    stamp.parent.joinpath("bin", "python").symlink_to("gone")  # half-made, or made by a Python that is no longer there
     assert did(make(project)) == "made"
     assert did(make(project)) == "kept"
 
@@ -90,11 +92,6 @@ def test_environment_is_made_kept_and_mended(project: Path) -> None:
     for found in project.glob(".venv/lib/python*/site-packages/stand_in-1.dist-info"):
         shutil.rmtree(found)
     assert did(make(project)) == "installed"
-
-    (project / ".venv" / "bin" / "python").unlink()
-    (project / ".venv" / "bin" / "python").symlink_to("gone")
-    assert did(make(project)) == "made"
-    assert did(make(project)) == "kept"
 
     failed = make(project, "--extras", "lab")
     assert failed.returncode == 1

@@ -17,6 +17,7 @@ from house.source import LIBRARY, ROOT
 PLANTED = {
     "solutions/m00_start.py": "answer = 42\n",
     "exercises/m00_start.py": "judge = 42\n",
+    "notebooks/m00_start.py": "answer = 42\n",
     "notebooks/m00_start.ipynb": "{}\n",
     "labkit/__pycache__/stale.cpython-311.pyc": "",
 }
@@ -47,7 +48,7 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     notebooks = {
         f"labkit/course/{path.relative_to(ROOT).as_posix()}"
         for path in [*project_files(), ROOT / "notebooks" / "m00_start.ipynb"]
-        if path.is_relative_to(ROOT / "notebooks")
+        if path.is_relative_to(ROOT / "notebooks") and path.suffix == ".ipynb"
     }
     assert held == package | notebooks
     assert not [name for name in held if "solutions" in PurePosixPath(name).parts]

@@ -83,12 +83,12 @@ def on_a_binary_grid(module: nn.Module, bits: int, seed: int = 0) -> nn.Module:
     Their scale is then exactly that power, and with `tied` ranges so is every multiplier: sums land on halves.
     """
     random = torch.Generator().manual_seed(seed)
-    largest = 2 ** (bits - 1) - 1
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, nn.Conv2d | nn.Linear):
-                drawn = torch.randint(-largest, largest + 1, part.weight.shape, generator=random).float()
-                drawn.flatten(1)[:, 0] = largest
+                # Coarse but for the largest: wherever that one meets a zero, the sum has many trailing zero bits.
+                drawn = torch.randint(-3, 4, part.weight.shape, generator=random).float() * 2 ** (bits - 3)
+                drawn.flatten(1)[:, 0] = 2 ** (bits - 1) - 1
                 part.weight.copy_(drawn * 2.0 ** -(bits + 1))
                 if part.bias is not None:
                     part.bias.copy_(torch.randint(-64, 64, part.bias.shape, generator=random) / 128)
@@ -123,7 +123,7 @@ def tied(name: str, plan: str, bits: int) -> tuple[IntegerNet, nn.Module, NDArra
     calibration = _with_binary_scales(calibrate(graph, images(32, seed=2)), chosen)
     net = IntegerNet(convert(graph, calibration, chosen))
     scale = float(net.graph[net.graph.inputs[0]].output.quantized[1].scale)
-    x = np.round(images() / scale * 2) * (scale / 2)
+    x = np.round(images(48, seed=3) / scale * 2) * (scale / 2)
     return net, module, x.astype(np.float32)
 
 

@@ -95,5 +95,7 @@ def _halves(
 ) -> int:
     product, one = sums * mantissa, torch.ones_like(shift)
     tie = (product & ((one << shift) - 1)) == (one << (shift - 1))
-    below = (product >> shift) + zero_point  # ties up gives one more; both must be inside, or no rule makes a difference
+    below = (
+        product >> shift
+    ) + zero_point  # ties up gives one more; both must be inside, or no rule makes a difference
     return int((tie & (below >= clamp[0]) & (below < clamp[1])).sum())

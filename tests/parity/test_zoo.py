@@ -98,7 +98,10 @@ def test_ties_do_occur(plan: str) -> None:
                 ties[kind] = ties.get(kind, 0) + tie_count(net.graph, node, trace)
             _, params = net.graph[net.graph.inputs[0]].output.quantized
             ties["Quantize"] += int((np.abs(x / params.scale) % 1 == 0.5).sum())
-    kinds = ("Quantize", "Conv2d", "Linear", "AveragePool2d", "Add", "Concat", "Requantize")
+    kinds = {"Quantize", "Conv2d", "Linear", "AveragePool2d", "Add", "Concat"}
+    if plan == "W4A4":  # from 4 bits to 8; elsewhere a ReLU of its own multiplies by a whole power of two
+        kinds.add("Requantize")
+    print(ties)
     assert all(ties[kind] >= 20 for kind in kinds), ties
 
 
@@ -108,7 +111,7 @@ def test_eight_bits_are_close_to_the_float_network(name: str) -> None:
     net, module = quantized(name, "W8A8")
     x = images(32, seed=2)[::2]  # the images of calibration
     with torch.no_grad():
-        result = module(torch.from_numpy(x))
+        result = module(torch.tensor(x))
     wanted = flat(result)
     got = net.run(x, kernels="reference")
     outputs = list(got.values()) if isinstance(got, dict) else [got]

@@ -330,7 +330,9 @@ CASES = (
     ),
     Case(
         "output taken before relu",
-        lambda: net(lambda s, x: (lambda y: (y, s.last(s.relu(y))))(s.conv(x)), conv=conv(), relu=nn.ReLU(), last=conv(4)),
+        lambda: net(
+            lambda s, x: (lambda y: (y, s.last(s.relu(y))))(s.conv(x)), conv=conv(), relu=nn.ReLU(), last=conv(4)
+        ),
         ("x", "conv", "relu", "last"),
     ),
     Case(

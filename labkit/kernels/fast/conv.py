@@ -1,7 +1,7 @@
-"""Convolution and fully connected layers on the register tile. See `labkit.kernels.reference.conv2d` for what they compute.
+"""Convolution and fully connected layers on the register tile. See `reference.conv2d` for what they compute.
 
-Activations are int16 with their zero point subtracted, in buffers (N, H, W, C) whose border is real 0 = integer 0, so that
-padding needs no test. Weights come from `packing.pack_panels`, constants from `packing.pack_epilogue`.
+Activations are int16 with their zero point subtracted, in buffers (N, H, W, C) whose border is real 0 = integer 0, so
+that padding needs no test. Weights come from `packing.pack_panels`, constants from `packing.pack_epilogue`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Array = NDArray[Any]
 
 
 class Windows(NamedTuple):
-    """Where the windows start: output position (i, j) reads from row ``top + i * stride_h``, column ``left + j * stride_w``.
+    """Where the windows start: output (i, j) reads from row ``top + i * stride_h``, column ``left + j * stride_w`` on.
 
     height, width : number of output positions
     into_top, into_left : row and column of the first output position in the target buffer
@@ -39,11 +39,11 @@ class Windows(NamedTuple):
 
 
 @jit
-def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int) -> int:
-    """Addresses of ``count`` windows of ``x`` and of their results in ``y``, from position ``first`` on (int64 [2, BLOCK]).
+def _fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int) -> int:
+    """Addresses of ``count`` windows of ``x`` and of their results in ``y``, from position ``first`` on.
 
-    The last address is repeated up to whole tiles: a position computed twice is written twice with the same numbers.
-    Returns the number of tiles.
+    ``tables`` is int64 [2, BLOCK]. The last address is repeated up to whole tiles: a position computed twice is written
+    twice with the same numbers. Returns the number of tiles.
     """
     image, rest = divmod(first, windows.height * windows.width)
     i, j = divmod(rest, windows.width)
@@ -91,7 +91,7 @@ def conv2d(
     sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
     steps = panels.shape[2]
     for first in range(0, positions, BLOCK):
-        tiles = fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
+        tiles = _fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
         for p in range(panels.shape[0]):
             panel = panels.ctypes.data + p * panels.strides[0]
             constants = epilogue.ctypes.data + p * epilogue.strides[0]
@@ -115,12 +115,12 @@ def conv2d(
 
 @jit
 def conv2d_sums(images: int, x: Array, sums: Array, tables: Array, panels: Array, runs: Array, windows: Windows) -> int:
-    """Convolution that leaves its int32 ``sums`` [N, H', W', C], without bias, to another rounding rule; else as `conv2d`."""
+    """As `conv2d`, but leaves int32 ``sums`` [N, H', W', C] without bias, for rounding rules that the tile has not."""
     positions = images * windows.height * windows.width
     sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
     steps = panels.shape[2]
     for first in range(0, positions, BLOCK):
-        tiles = fill_tables(tables, x, sums, windows, first, min(BLOCK, positions - first))
+        tiles = _fill_tables(tables, x, sums, windows, first, min(BLOCK, positions - first))
         for p in range(panels.shape[0]):
             panel = panels.ctypes.data + p * panels.strides[0]
             for at in range(0, tiles * POSITIONS, POSITIONS):
@@ -144,9 +144,9 @@ def linear_one(
     clamp: tuple[int, int],
     windows: Windows,
 ) -> int:
-    """A fully connected layer for a single image: all weights are used once, four panels at a time. Otherwise as `conv2d`."""
+    """As `conv2d`, for a fully connected layer and a single image: each weight is used once, four panels at a time."""
     sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-    fill_tables(tables, x, y, windows, 0, 1)
+    _fill_tables(tables, x, y, windows, 0, 1)
     steps, run, low, high = panels.shape[2], runs.ctypes.data, clamp[0], clamp[1]
     whole = panels.shape[0] - panels.shape[0] % PANELS
     for p in range(0, whole, PANELS):
@@ -165,7 +165,7 @@ def linear_one(
 def byte_offsets(
     kernel: tuple[int, int], dilation: tuple[int, int], row_bytes: int, pixel_bytes: int
 ) -> NDArray[np.int64]:
-    """Byte offset of each run: one a kernel row, or one a kernel element where columns are dilated."""
+    """Byte offset of each run, int64 [runs]: one a kernel row, or one a kernel element where columns are dilated."""
     rows = np.arange(kernel[0]) * dilation[0] * row_bytes
     if dilation[1] == 1:
         return rows.astype(np.int64)

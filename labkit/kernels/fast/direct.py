@@ -1,4 +1,4 @@
-"""Convolution in groups, in plain loops. See `labkit.kernels.reference.conv2d`.
+"""Convolution in groups, in plain loops. See `reference.conv2d`.
 
 The tile wants sixteen output channels that share their input; grouped layers do not have them. Both functions leave
 int32 sums [N, H', W', C] without bias to a requantization pass.
@@ -49,7 +49,7 @@ def depthwise_sums(images: int, x: Array, sums: Array, weights: Array, taps: Tap
 
 @jit
 def grouped_sums(images: int, x: Array, sums: Array, weights: Array, groups: int, taps: Taps, windows: Windows) -> int:
-    """Any number of groups: ``weights`` int16 [O, kH, kW, C / groups]. The inner loop is a dot product over channels."""
+    """Any number of groups: ``weights`` int16 [O, kH, kW, C / groups]. The inner loop is a dot product."""
     outputs, depth = weights.shape[0], weights.shape[3]
     for n in range(images):
         for i in range(windows.height):

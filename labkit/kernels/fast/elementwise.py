@@ -1,4 +1,4 @@
-"""The borders of an integer network and what works number by number. See the functions of the same names in `reference`."""
+"""The borders of an integer network and what works number by number. See the same names in `reference`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Corner(NamedTuple):
 
 @jit
 def quantize(real: Array, y: Array, scale: np.float32, low: np.float32, high: np.float32, corner: Corner) -> int:
-    """float32 ``real`` [N, C, H, W] to int16 in ``y`` [N', H', W', C'], zero point subtracted; returns how many are NaN.
+    """float32 ``real`` [N, C, H, W] to int16 ``y`` [N', H', W', C'], zero point subtracted. Returns how many are NaN.
 
     One float32 division, rounded half to even; ``low`` and ``high`` are the ends of the grid less the zero point, so
     that clipping the quotient is the same as clipping the integer.

@@ -23,12 +23,13 @@ def rounded_up(count: int, multiple: int = CHANNELS) -> int:
 
 
 def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-    """Zeros that start on a cache line and may be read and written up to 64 bytes past their end."""
+    """Zeros of ``shape`` and ``dtype`` that start on a cache line and may be read and written up to 64 bytes past their end."""
     kind = np.dtype(dtype)
     size = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
     memory = np.zeros(size + _LINE + _SLACK, np.uint8)
     start = -memory.ctypes.data % _LINE
-    return memory[start : start + size].view(kind).reshape(shape)
+    aligned: NDArray[Any] = memory[start : start + size].view(kind).reshape(shape)
+    return aligned
 
 
 def pack_panels(weights: NDArray[np.integer]) -> NDArray[np.int8] | NDArray[np.int16]:

@@ -1,4 +1,4 @@
-"""Pooling. See `labkit.kernels.reference.max_pool2d` and `average_pool2d` for what they compute."""
+"""Pooling. See `reference.max_pool2d` and `average_pool2d` for what they compute."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LOWEST = -(2**15)
 
 
 @intrinsic
-def largest_16(typing_context, first, rows, row_bytes, columns, column_bytes, target):  # type: ignore[no-untyped-def]
-    """The largest of ``rows`` x ``columns`` vectors of 16 int16 from address ``first`` on, kept in a register, to ``target``."""
+def _largest_16(typing_context, first, rows, row_bytes, columns, column_bytes, target):  # type: ignore[no-untyped-def]
+    """The largest of ``rows`` x ``columns`` vectors of 16 int16 from address ``first`` on, to address ``target``."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         first, rows, row_bytes, columns, column_bytes, target = arguments
@@ -49,7 +49,7 @@ def largest_16(typing_context, first, rows, row_bytes, columns, column_bytes, ta
 
 
 @jit
-def inside(start: int, taps: int, step: int, size: int) -> tuple[int, int]:
+def _inside(start: int, taps: int, step: int, size: int) -> tuple[int, int]:
     """The first tap and the number of taps of a window that lie in ``0 .. size - 1``."""
     skipped = max(0, (-start + step - 1) // step)
     return skipped, min(taps, (size - 1 - start) // step + 1) - skipped
@@ -70,11 +70,11 @@ def max_pool2d(
     for n in range(images):
         for i in range(windows.height):
             row = windows.top + i * windows.stride_h
-            skip_h, rows = inside(row, taps.kernel_h, taps.dilation_h, size[0])
+            skip_h, rows = _inside(row, taps.kernel_h, taps.dilation_h, size[0])
             row += corner[0] + skip_h * taps.dilation_h
             for j in range(windows.width):
                 column = windows.left + j * windows.stride_w
-                skip_w, columns = inside(column, taps.kernel_w, taps.dilation_w, size[1])
+                skip_w, columns = _inside(column, taps.kernel_w, taps.dilation_w, size[1])
                 column += corner[1] + skip_w * taps.dilation_w
                 source = x.ctypes.data + n * x.strides[0] + row * x.strides[1] + column * x.strides[2]
                 target = (
@@ -84,13 +84,13 @@ def max_pool2d(
                     + (windows.into_left + j) * y.strides[2]
                 )
                 for c in range(0, y.shape[3], CHANNELS):
-                    largest_16(source + 2 * c, rows, row_bytes, columns, column_bytes, target + 2 * c)
+                    _largest_16(source + 2 * c, rows, row_bytes, columns, column_bytes, target + 2 * c)
     return 0
 
 
 @jit
 def average_sums(images: int, x: Array, sums: Array, channels: int, taps: Taps, windows: Windows) -> int:
-    """Sums over windows of int16 ``x`` [N, H, W, C] into int32 ``sums`` [N, H', W', C]; the border of ``x`` is 0 and counts."""
+    """int32 ``sums`` [N, H', W', C] over windows of int16 ``x`` [N, H, W, C], whose border is 0 and counts."""
     for n in range(images):
         for i in range(windows.height):
             for j in range(windows.width):

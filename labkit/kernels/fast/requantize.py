@@ -40,14 +40,14 @@ class Patch(NamedTuple):
 
 
 @jit
-def single(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _single(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
     """Eq. 13: ties towards +infinity."""
     shift = 31 - exponent
     return (x * mantissa + (1 << (shift - 1))) >> shift, True
 
 
 @jit
-def dyadic(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _dyadic(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
     """Eq. 16: ties to even."""
     shift = 31 - exponent
     product = x * mantissa
@@ -57,7 +57,7 @@ def dyadic(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tu
 
 
 @jit
-def gemmlowp(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _gemmlowp(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
     """Eq. 14: a truncated and nudged high half, then ties away from zero."""
     lifted = x << max(exponent, 0)
     product = lifted * mantissa
@@ -71,7 +71,7 @@ def gemmlowp(x: int, mantissa: int, exponent: int, real: float, inside: int) -> 
 
 
 @jit
-def gemmlowp_up(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _gemmlowp_up(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
     """Eq. 15: as gemmlowp with ties towards +infinity."""
     lifted = x << max(exponent, 0)
     high = (lifted * mantissa + (1 << 30)) >> 31
@@ -82,13 +82,13 @@ def gemmlowp_up(x: int, mantissa: int, exponent: int, real: float, inside: int) 
 
 
 @jit
-def float32_even(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _float32_even(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
     """Eq. 17: product and sum in float32, ties to even."""
     return int(np.rint(np.float32(x) * np.float32(real) + np.float32(inside))), True
 
 
 @jit
-def float64_away(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _float64_away(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
     """Eq. 18: product and sum in float64, ties away from zero."""
     scaled = np.float64(x) * real + inside
     whole = math.floor(abs(scaled))
@@ -132,18 +132,18 @@ def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
                         target[patch.into_channel + c] = q - zero_point
         return overflows
 
-    requantize.__name__ = requantize.__qualname__ = f"requantize_{rule.__name__}"
+    requantize.__name__ = requantize.__qualname__ = f"requantize{rule.__name__}"
     return jit(requantize)
 
 
 REQUANTIZE = MappingProxyType(
     {
-        RoundingRule.SINGLE: _over_pixels(single),
-        RoundingRule.GEMMLOWP: _over_pixels(gemmlowp),
-        RoundingRule.GEMMLOWP_UP: _over_pixels(gemmlowp_up),
-        RoundingRule.DYADIC: _over_pixels(dyadic),
-        RoundingRule.FLOAT32_EVEN: _over_pixels(float32_even),
-        RoundingRule.FLOAT64_AWAY: _over_pixels(float64_away),
+        RoundingRule.SINGLE: _over_pixels(_single),
+        RoundingRule.GEMMLOWP: _over_pixels(_gemmlowp),
+        RoundingRule.GEMMLOWP_UP: _over_pixels(_gemmlowp_up),
+        RoundingRule.DYADIC: _over_pixels(_dyadic),
+        RoundingRule.FLOAT32_EVEN: _over_pixels(_float32_even),
+        RoundingRule.FLOAT64_AWAY: _over_pixels(_float64_away),
     }
 )
 

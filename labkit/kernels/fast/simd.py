@@ -1,8 +1,8 @@
 """A small vocabulary of vector instructions, written as portable LLVM code.
 
-Numba can put hand-written LLVM code into a compiled function (`numba.extending.intrinsic`). Each function here takes the
-code builder first and appends a few instructions. Nothing names a processor: LLVM turns `pair_dot` into vpmaddwd on x86
-and into widening multiplies on Arm.
+Numba can put hand-written LLVM code into a compiled function (`numba.extending.intrinsic`). Each function here takes
+the code builder first and appends a few instructions. Nothing names a processor: LLVM turns `pair_dot` into vpmaddwd on
+x86 (into vpdpwssd, with the addition, where there is VNNI) and into widening multiplies on Arm.
 
 Vectors are 8 lanes of 32 bits (one AVX2 register) or 16 lanes of 16 bits. Addresses are plain int64.
 """
@@ -105,7 +105,7 @@ def scale_shift(
     because a 64-bit product of two 32-bit numbers (vpmuldq) takes them from every second lane.
 
     AVX2 shifts 64-bit lanes to the right only without their sign. So ``half`` holds 2**(shift - 1) + 2**62, which
-    makes the sum positive (|x * mantissa| < 2**62), and ``lift`` = 2**(62 - shift), modulo 2**32, is taken away afterwards.
+    makes the sum positive (|x * mantissa| < 2**62), and ``lift`` = 2**(62 - shift) modulo 2**32 is taken away after.
     The result must fit int32; `packing.epilogue_fits` proves it for each layer.
     """
     thirty_two = ir.Constant(V4I64, [32] * 4)
@@ -127,7 +127,7 @@ def scale_shift(
 def counted_loop(
     builder: ir.IRBuilder, count: ir.Value, carried: Sequence[ir.Value], body: Callable[[Values], Values]
 ) -> Values:
-    """Run ``body`` ``count`` times, at least once; it takes and returns the ``carried`` values, which stay in registers."""
+    """Run ``body`` ``count`` >= 1 times; it takes and returns the ``carried`` values, which stay in registers."""
     before = builder.block
     loop, after = builder.append_basic_block("loop"), builder.append_basic_block("after")
     builder.branch(loop)

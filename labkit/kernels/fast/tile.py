@@ -1,8 +1,8 @@
 """The tile: some output positions times some output channels, whose sums stay in registers until they are finished.
 
 A position is a row of numbers in the input: for a convolution the window of one output pixel, for a fully connected
-layer one image. Six positions times a panel of 16 channels are 12 vectors of sums; with two vectors of weights and one of
-inputs they fill the 16 registers of AVX2. Each loaded weight is used six times and each loaded input sixteen times.
+layer one image. Six positions times a panel of 16 channels are 12 vectors of sums; with two vectors of weights and one
+of inputs they fill the 16 registers of AVX2. Each loaded weight is used six times and each loaded input sixteen times.
 A single position takes four panels at a time instead, so that enough sums are under way to hide the multiplier's delay.
 
 The window is read as a number of *runs*, each contiguous in memory: for a convolution over (N, H, W, C) one run is one

@@ -67,7 +67,3 @@ def test_the_last_sum_that_fits_passes_and_one_more_is_refused() -> None:
 def test_channels_are_judged_by_their_own_weights() -> None:
     weights = np.array([[-128, 1], [0, 0]], np.int8)  # |-128| does not fit int8
     assert accumulator_bound(weights, -3, 2, np.array([-5, 7])).tolist() == [129 * 3 + 5, 7]
-
-
-def test_a_layer_without_outputs_passes() -> None:
-    check_accumulator("empty", np.zeros((0, 3), np.int8), 0, 255, np.zeros(0, np.int32))

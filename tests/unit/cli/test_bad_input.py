@@ -45,7 +45,9 @@ def net_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound ``.lab`` file of the shipped LeNet."""
     path = tmp_path_factory.mktemp("net") / "lenet.lab"
     module = labkit.models.load("lenet", data="mnist5k")
-    labkit.quantize(module, labkit.data.load("mnist5k").calibration(16)).with_notes(model="lenet", data="mnist5k").save(path)
+    labkit.quantize(module, labkit.data.load("mnist5k").calibration(16)).with_notes(model="lenet", data="mnist5k").save(
+        path
+    )
     return path
 
 
@@ -68,7 +70,9 @@ def left_over(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(("option", "bits", "allowed"), [("-w", 0, "1..8"), ("-w", 9, "1..8"), ("-a", 1, "2..8"), ("-a", 12, "2..8")])
+@pytest.mark.parametrize(
+    ("option", "bits", "allowed"), [("-w", 0, "1..8"), ("-w", 9, "1..8"), ("-a", 1, "2..8"), ("-a", 12, "2..8")]
+)
 def test_bits_outside_the_range(run: Run, tmp_path: Path, option: str, bits: int, allowed: str) -> None:
     check(quantize(run, option, bits), allowed, f"got {bits}")
     assert left_over(tmp_path) == []

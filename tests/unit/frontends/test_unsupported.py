@@ -85,7 +85,11 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "of images",
     ),
     "hardtanh": (lambda: row(conv=conv(), clip=nn.Hardtanh(-1, 1)), "clip: Hardtanh(-1, 1)", REWRITE),
-    "product with a parameter": (lambda: with_parameter(lambda s, y: s.gain * y), "mul: ", "Put the parameter into an nn"),
+    "product with a parameter": (
+        lambda: with_parameter(lambda s, y: s.gain * y),
+        "mul: ",
+        "Put the parameter into an nn",
+    ),
     "sum with a buffer": (lambda: with_parameter(lambda s, y: y + s.offset), "add: ", "Put the parameter into an nn"),
     "convolution with a free parameter": (
         lambda: with_parameter(lambda s, y: F.conv2d(y, s.kernel)),
@@ -105,7 +109,11 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "permute": (lambda: after_conv(lambda y: y.permute(0, 2, 3, 1)), "permute: permute", REWRITE),
     "split": (lambda: after_conv(lambda y: y.chunk(2, 1)[0]), "getitem: getitem", REWRITE),
-    "linear on an image": (lambda: row(fc=nn.Linear(8, 5)), "fc: a linear layer needs a flat input", "Flatten it first"),
+    "linear on an image": (
+        lambda: row(fc=nn.Linear(8, 5)),
+        "fc: a linear layer needs a flat input",
+        "Flatten it first",
+    ),
     "batch norm without statistics": (
         lambda: row(conv=conv(), bn=nn.BatchNorm2d(4, track_running_stats=False)),
         "bn: batch norm without running statistics",
@@ -190,7 +198,9 @@ def test_outputs_must_be_tensors(output: Callable[[torch.Tensor], Any]) -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (4, 8, 8), (3, 8), (3, 9, 8), (192,), (3, 0, 0)])
 def test_wrong_image_shape(shape: tuple[int, ...], capfd: pytest.CaptureFixture[str]) -> None:
     module = nn.Sequential(conv(), nn.Flatten(), nn.Linear(256, 5))
-    with pytest.raises(InputError, match=r"Sequential does not accept an input of shape \('N', .*of the size") as caught:
+    with pytest.raises(
+        InputError, match=r"Sequential does not accept an input of shape \('N', .*of the size"
+    ) as caught:
         from_torch(module, shape)
     assert "\n" not in str(caught.value)
     assert "While executing" not in str(caught.value)

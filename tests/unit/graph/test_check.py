@@ -1,0 +1,235 @@
+"""`IntGraph.validate` and `FloatGraph.validate`: what they let pass and what they name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from unit.graph.builders import changed, every_operation, float_conv, float_input, requantizer, tensor, weights
+
+from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
+from labkit.arithmetic.requantize import RoundingRule
+from labkit.errors import BoundError, ModelError
+from labkit.graph import float_ops, int_ops
+from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
+
+GRAPH = every_operation()
+
+
+def test_a_sound_graph_passes_and_finds_its_nodes() -> None:
+    assert {type(node.op) for node in GRAPH} == {getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp"}
+    assert GRAPH.inputs == ("x",)
+    assert [t.shape for t in GRAPH.inputs_of(GRAPH["cat"])] == [(4, 3, 3), (4, 3, 3)]
+    assert GRAPH.carriers()["relu"] == GRAPH.carriers()["bn"] == GRAPH.carriers()["conv"] == "conv"
+    with pytest.raises(ModelError, match=r"no node 'missing'; it has x, conv, pool,"):
+        GRAPH["missing"]
+
+
+# Names and order, of both kinds of graph
+
+X, FLAT = float_input(3, 2, 2), FloatNode("flat", float_ops.Flatten(), ("x",))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs", "words"),
+    [
+        ((X, X), ("x",), "Two nodes are called 'x'"),
+        ((FLAT, X), ("flat",), "flat takes 'x', which no earlier node puts out"),
+        ((X, FLAT), (), r"outputs must be nodes of it, got \[\]"),
+        ((X, FLAT), ("y",), r"outputs must be nodes of it, got \['y'\]"),
+    ],
+)
+def test_names_and_order_of_float_nodes(nodes: tuple[FloatNode, ...], outputs: tuple[str, ...], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        FloatGraph(nodes, outputs)
+
+
+def test_names_and_order_of_integer_nodes() -> None:
+    nodes = GRAPH.nodes
+    with pytest.raises(ModelError, match="Two nodes are called 'x'"):
+        IntGraph((nodes[0], *nodes), ("output",))
+    with pytest.raises(ModelError, match="conv takes 'x', which no earlier node puts out"):
+        IntGraph((nodes[1], nodes[0], *nodes[2:]), ("output",))
+    with pytest.raises(ModelError, match="outputs must be nodes"):
+        IntGraph(nodes, ("logits",))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("label", ["weight", "bias"])
+def test_a_parameter_that_is_not_finite_is_named(value: float, label: str) -> None:
+    weight, bias = np.ones((2, 3, 1, 1), np.float32), np.ones(2, np.float32)
+    (weight if label == "weight" else bias).reshape(-1)[1] = value
+    nodes = (X, FloatNode("conv1", float_conv(weight, bias), ("x",)))
+    with pytest.raises(ModelError, match=rf"conv1: {label} holds {value} at index"):
+        FloatGraph(nodes, ("conv1",))
+
+
+# One wrong thing at a time
+
+
+def _output(name: str) -> Tensor:
+    return GRAPH[name].output
+
+
+def _quantizer(name: str) -> Any:
+    return GRAPH[name].op.requantizer  # type: ignore[union-attr]
+
+
+def _moved(name: str, zero_point: int) -> Tensor:
+    """The output of ``name`` with another zero point."""
+    spec, params = _output(name).quantized
+    return Tensor(_output(name).shape, spec, QParams(params.scale, np.int32(zero_point)))
+
+
+SHAPES = [(n.name, (*n.output.shape[:-1], n.output.shape[-1] + 1)) for n in GRAPH]
+
+WRONG: list[tuple[str, dict[str, Any], str]] = [
+    *((name, {"output": replace(_output(name), shape=shape)}, "is declared") for name, shape in SHAPES),
+    ("add", {"inputs": ("pool",)}, "Add takes 2 inputs, got 1"),
+    ("cat", {"inputs": ()}, "Concat takes some inputs, got 0"),
+    ("fc", {"inputs": ("flat", "flat")}, "Linear takes 1 inputs, got 2"),
+    ("pool", {"op_kernel": (9, 9)}, "is declared"),
+    ("conv", {"inputs": ("x",), "op_groups": 1}, r"weights \(4, 1, 3, 3\) in 1 groups do not fit an input of 2"),
+    ("conv", {"op_groups": 0}, "in 0 groups"),
+    ("point", {"op_weight": weights((4, 3, 1, 1))}, "do not fit an input of 4"),
+    ("fc", {"op_weight": weights((3, 7))}, "do not fit an input of 8"),
+    ("fc", {"op_bias": np.zeros(3, np.int64)}, r"bias must be int32 \[3\], got int64"),
+    ("fc", {"op_bias": np.zeros(2, np.int32)}, r"bias must be int32 \[3\], got int32 \[2\]"),
+    ("conv", {"output": _moved("conv", 256)}, r"zero point 256 is outside 0\.\.255"),
+    ("x", {"output": _moved("x", -1)}, r"zero point -1 is outside 0\.\.255"),
+    ("conv", {"output": _moved("conv", 11)}, "requantizer's zero point 10 .* output's zero point 11"),
+    ("mean", {"op_requantizer": replace(_quantizer("mean"), clamp=(0, 255), zero_point=4)}, "zero point 4"),
+    ("act", {"op_requantizer": replace(_quantizer("act"), clamp=(-1, 255))}, r"clamp -1\.\.255 does not fit"),
+    ("fc", {"op_requantizer": replace(_quantizer("fc"), clamp=(-128, 127))}, r"grid -127\.\.127"),
+    ("conv", {"op_requantizer": requantizer([0.1, 0.2], _output("conv"))}, "2 multipliers for 4 channels"),
+    ("mean", {"op_requantizer": requantizer([0.1] * 8, _output("mean"))}, "8 multipliers for None channels"),
+    ("add", {"op_shift": 0}, r"shift of 1\.\.62, got shift 0"),
+    ("add", {"op_shift": 63}, "got shift 63"),
+    ("add", {"op_multipliers": np.array([1, 2])}, "two int32 multipliers"),
+    ("add", {"op_multipliers": np.array([1], np.int32)}, "two int32 multipliers"),
+    ("add", {"op_zero_point": 8}, "zero point or clamp"),
+    ("add", {"op_clamp": (0, 256)}, "zero point or clamp"),
+    ("add", {"inputs": ("pool", "conv")}, r"both inputs must have one shape|is declared"),
+    ("cat", {"op_requantizers": GRAPH["cat"].op.requantizers[:1]}, "each input needs a requantizer"),  # type: ignore[union-attr]
+    ("pool", {"output": replace(_output("pool"), params=_output("point").params)}, "keeps the scale of its input"),
+    ("flat", {"output": _moved("flat", 4)}, "Flatten keeps the scale of its input"),
+    ("output", {"output": tensor((3,))}, "puts out real numbers"),
+    ("conv", {"output": Tensor((4, 6, 6), None, None)}, "takes the result of a real one"),
+    ("mean", {"inputs": ("flat",)}, r"takes \(channels, height, width\), got|no earlier node"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "words"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
+def test_one_wrong_thing_is_found(name: str, fields: dict[str, Any], words: str) -> None:
+    nodes = changed(GRAPH, name, **fields)
+    assert nodes != GRAPH.nodes
+    with pytest.raises(ModelError, match=words):
+        IntGraph(nodes, ("output",))
+
+
+def _image(op: int_ops.IntOp, output: Tensor, shape: tuple[int, ...] = (4, 6, 6)) -> IntGraph:
+    """``op`` alone behind an input of ``shape``."""
+    nodes = (IntNode("x", int_ops.Quantize(shape), (), tensor(shape)), IntNode("op", op, ("x",), output))
+    return IntGraph(nodes, ("op",))
+
+
+NONE, ONE = ((0, 0), (0, 0)), (1, 1)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        int_ops.MaxPool2d((2, 2), (0, 1), NONE, ONE, False),
+        int_ops.MaxPool2d((2, 2), (-1, -1), NONE, ONE, False),
+        int_ops.MaxPool2d((0, 2), ONE, NONE, ONE, False),
+        int_ops.MaxPool2d((2, 2), ONE, ((-1, 2), (0, 0)), ONE, False),
+        int_ops.MaxPool2d((2, 2), ONE, ((2, 0), (0, 0)), ONE, False),
+        int_ops.MaxPool2d((2, 2), ONE, NONE, (1, 0), False),
+        int_ops.AveragePool2d((2, 2), (1, 0), NONE, requantizer(0.1, tensor((1,)))),
+        int_ops.Conv2d(
+            weights((4, 4, 1, 1)), np.zeros(4, np.int32), requantizer(0.1, tensor((1,))), (0, 1), NONE, ONE, 1
+        ),
+        int_ops.Conv2d(weights((4, 4)), np.zeros(4, np.int32), requantizer(0.1, tensor((1,))), ONE, NONE, ONE, 1),
+        int_ops.Linear(weights((6, 6, 1, 1)), np.zeros(6, np.int32), requantizer(0.1, tensor((1,)))),
+    ],
+    ids=lambda op: type(op).__name__,
+)
+def test_a_window_that_would_leave_its_input_is_found(op: Any) -> None:
+    """Kernels check no bounds, so the graph must: for every output shape that the operation might claim."""
+    for height in range(1, 9):
+        for width in range(1, 9):
+            with pytest.raises(ModelError, match=r"^op: "):
+                _image(op, tensor((4, height, width)))
+
+
+def test_an_activation_has_one_scale() -> None:
+    spec = QuantSpec(8, signed=False, symmetric=False, granularity=PerAxis(0))
+    many = Tensor((2, 6, 6), spec, QParams(np.ones(2, np.float32), np.zeros(2, np.int32)))
+    with pytest.raises(ModelError, match="an activation has one scale"):
+        IntGraph((IntNode("x", int_ops.Quantize((2, 6, 6)), (), many),), ("x",))
+
+
+def test_weights_have_scales_along_the_output_axis() -> None:
+    old = GRAPH["fc"].op.weight  # type: ignore[union-attr]
+    spec = QuantSpec(8, narrow=True, granularity=PerAxis(1))
+    turned = QTensor(old.values, QParams(np.ones(8, np.float32), np.zeros(8, np.int32)), spec)
+    with pytest.raises(ModelError, match="scales per output channel"):
+        IntGraph(changed(GRAPH, "fc", op_weight=turned), ("output",))
+
+
+def test_concatenated_images_have_one_size() -> None:
+    output = tensor((8, 6, 6))
+    parts = int_ops.Concat((requantizer(1.0, output), requantizer(1.0, output)))
+    nodes = (*GRAPH.nodes[:3], IntNode("both", parts, ("conv", "pool"), output))
+    with pytest.raises(ModelError, match="the same height and width"):
+        IntGraph(nodes, ("both",))
+
+
+# Bounds
+
+
+def test_a_sum_that_may_leave_int32_is_found() -> None:
+    op: Any = GRAPH["fc"].op
+    most = 2**31 - 1 - 8 * 252  # eight weights of +-1, inputs 0..255 with zero point 3
+    for bias in (most, -most):
+        IntGraph(changed(GRAPH, "fc", op_bias=np.array([0, bias, 0], np.int32)), ("output",))
+    for bias in (most + 1, -most - 1):
+        with pytest.raises(BoundError, match=r"^fc: the accumulator of output channel 1 can reach 2,147,483,648"):
+            IntGraph(changed(GRAPH, "fc", op_bias=np.array([0, bias, 0], np.int32)), ("output",))
+    assert op.weight.spec.is_binary
+
+
+def test_the_bound_takes_zero_points_of_weights_away() -> None:
+    spec = QuantSpec(8, signed=False, symmetric=False)
+    offset = QTensor(np.zeros((3, 8), np.uint8), QParams(np.float32(1), np.int32(255)), spec)
+    most = 2**31 - 1 - 8 * 255 * 252
+    IntGraph(changed(GRAPH, "fc", op_weight=offset, op_bias=np.full(3, most, np.int32)), ("output",))
+    with pytest.raises(BoundError, match="fc"):
+        IntGraph(changed(GRAPH, "fc", op_weight=offset, op_bias=np.full(3, most + 1, np.int32)), ("output",))
+
+
+@pytest.mark.parametrize(("size", "fits"), [(2901, True), (2902, False)])  # size**2 * 255 against 2**31 - 1
+def test_a_window_that_may_leave_int32_is_found(size: int, fits: bool) -> None:
+    shape = (1, size, size)
+    output = tensor((1, 1, 1))
+    nodes = (
+        IntNode("x", int_ops.Quantize(shape), (), tensor(shape, zero_point=0)),
+        IntNode(
+            "mean",
+            int_ops.AveragePool2d((size, size), (size, size), NONE, requantizer(1 / size**2, output)),
+            ("x",),
+            output,
+        ),
+    )
+    if fits:
+        assert IntGraph(nodes, ("mean",))["mean"].output.shape == (1, 1, 1)
+    else:
+        with pytest.raises(BoundError, match=r"^mean: a window of \(2902, 2902\)"):
+            IntGraph(nodes, ("mean",))
+
+
+@pytest.mark.parametrize("rule", RoundingRule)
+def test_a_graph_may_have_any_rule(rule: RoundingRule) -> None:
+    assert str(every_operation(rule)).count(f"{rule.value} clamp") == 7
