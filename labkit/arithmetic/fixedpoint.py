@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from labkit.errors import BoundError, QuantizationError
 
-__all__ = ["FixedPointMultiplier"]
+__all__ = ["LARGEST_EXPONENT", "FixedPointMultiplier"]
 
 MANTISSA_BITS = 31
 LARGEST_EXPONENT = 30  # so that the right shift 31 - exponent stays at least 1

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.fixedpoint import LARGEST_EXPONENT, FixedPointMultiplier
 from labkit.errors import BoundError, QuantizationError
 
 __all__ = ["Requantizer", "RoundingRule", "round_half_away", "scale_and_round"]
@@ -56,7 +56,7 @@ class Requantizer:
     Raises
     ------
     QuantizationError
-        The form of the multiplier does not fit the rule, or the clamp is empty or outside -128..255.
+        The multiplier's form does not fit the rule or its value is not in (0, 2**30), or the clamp is empty or outside -128..255.
     """
 
     rule: RoundingRule
@@ -74,6 +74,10 @@ class Requantizer:
         )
         if given is not wanted:
             raise QuantizationError(f"The rule {self.rule.name} takes a multiplier of {wanted}, got {given}.")
+        if not isinstance(self.multiplier, FixedPointMultiplier) and not np.all(
+            (self.multiplier > 0) & (self.multiplier < 2.0**LARGEST_EXPONENT)
+        ):
+            raise QuantizationError(f"Multipliers must be positive and below 2**{LARGEST_EXPONENT}. Check the scales.")
         low, high = self.clamp
         if not -128 <= low <= high <= 255:
             raise QuantizationError(f"A clamp must run upwards inside -128..255, got {low}..{high}.")

@@ -60,7 +60,9 @@ def _output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
     if isinstance(op, int_ops.Flatten):
         return (int(np.prod(first)),)
     if isinstance(op, int_ops.Linear):
-        return (*first[:-1], op.weight.values.shape[0])
+        if len(first) != 1:
+            raise ModelError(f"{node.name}: Linear takes a flat input, got {first}. Put a Flatten node before it.")
+        return (op.weight.values.shape[0],)
     if isinstance(op, int_ops.Concat):
         _need_image(node, first)
         return (sum(t.shape[0] for t in inputs), *first[1:])
@@ -112,8 +114,30 @@ def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
             _check_requantizer(node, requantizer, None)
     elif isinstance(op, int_ops.Add):
         _check_add(node, op, inputs)
-    elif (inputs[0].spec, _pair(inputs[0])) != (node.output.spec, _pair(node.output)):
-        raise ModelError(f"{node.name}: {type(op).__name__} keeps the scale of its input, but another is declared.")
+    elif isinstance(op, int_ops.MaxPool2d):
+        _check_windows(node, op, inputs[0].shape)
+        _check_same_scale(node, inputs[0])
+    else:
+        _check_same_scale(node, inputs[0])
+
+
+def _check_same_scale(node: IntNode, source: Tensor) -> None:
+    if (source.spec, _pair(source)) != (node.output.spec, _pair(node.output)):
+        raise ModelError(
+            f"{node.name}: {type(node.op).__name__} keeps the scale of its input, but another is declared."
+        )
+
+
+def _check_windows(node: IntNode, op: int_ops.MaxPool2d, shape: tuple[int, ...]) -> None:
+    """Every window must meet the image: the largest of no elements is no number."""
+    for axis in range(2):
+        for position in range(node.output.shape[1 + axis]):
+            start = position * op.stride[axis] - op.padding[axis][0]
+            taps = range(start, start + op.kernel[axis] * op.dilation[axis], op.dilation[axis])
+            if not any(0 <= tap < shape[1 + axis] for tap in taps):
+                raise ModelError(
+                    f"{node.name}: window {position} of the max-pool lies wholly in the padding. Pad less."
+                )
 
 
 def _check_add(node: IntNode, op: int_ops.Add, inputs: tuple[Tensor, ...]) -> None:

@@ -7,6 +7,7 @@ agree with these to the last bit. Equation numbers are those of docs/arithmetic.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -214,7 +215,7 @@ def requantize(x: Integers, *, input_zero_point: int, requantizer: Requantizer) 
 
 def flatten(x: Integers) -> Integers:
     """``x`` [N, ...] as [N, product of the rest], in C order."""
-    return x.reshape(x.shape[0], -1)
+    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def _taps(x: Integers, row: int, column: int, stride: tuple[int, int], height: int, width: int) -> Integers:

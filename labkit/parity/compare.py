@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,13 +21,15 @@ from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.net import IntegerNet
 from labkit.parity.emulate_torch import Emulation
-from labkit.parity.report import Comparison, Difference, ParityReport
+from labkit.parity.report import ParityReport
 from labkit.parity.restate_torch import run_graph
+from labkit.parity.tally import Tally
 from labkit.quantization.calibration import Calibration, image_batches
 from labkit.quantization.plan import BitPlan
 
 __all__ = ["parameters_of", "verify"]
 
+_WORKERS = min(4, os.cpu_count() or 1)
 BATCH = 64  # images at a time: their int64 tensors stay in the cache
 
 
@@ -61,7 +66,7 @@ def verify(
     InputError
         An image does not fit the net, or there is none.
     """
-    tally = _Tally()
+    tally = Tally()
     graph = net.graph
     emulation = None if module is None else _emulation(graph, module)
     if emulation is not None:
@@ -71,12 +76,18 @@ def verify(
         for name in emulation.parameters:
             if name not in {node.name for node in graph}:
                 tally.missing(f"node {name}", "present", "absent")
-    images = 0
-    for batch in image_batches(x, BATCH):
+
+    def judge(first_image: int, batch: NDArray[np.float32]) -> tuple[int, Tally]:
+        part = Tally()
         got = net.trace(batch, kernels=kernels)
         for name, expected in _expected(graph, emulation, torch.from_numpy(batch)).items():
-            tally.tensor(name, expected, got.get(name), images)
-        images += len(batch)
+            part.tensor(name, expected.numpy(), got.get(name), first_image)
+        return first_image + len(batch), part
+
+    images = 0
+    workers = _WORKERS if isinstance(kernels, str) else 1  # a student's own functions may not be made for threads
+    for images, part in _in_threads(judge, image_batches(x, BATCH), workers):
+        tally.add(part)
         if progress is not None:
             progress(images)
     if images == 0:
@@ -155,7 +166,7 @@ def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> 
     return {**results, **borders}
 
 
-def _compare_parameters(tally: _Tally, node: IntNode, expected: Mapping[str, torch.Tensor] | None) -> None:
+def _compare_parameters(tally: Tally, node: IntNode, expected: Mapping[str, torch.Tensor] | None) -> None:
     if expected is None:
         tally.missing(f"node {node.name}", "absent", "present")
         return
@@ -168,53 +179,29 @@ def _compare_parameters(tally: _Tally, node: IntNode, expected: Mapping[str, tor
             tally.parameter(where, expected[name].numpy(), got[name])
 
 
-class _Tally:
-    """Counts of elements and differences by name, and the first difference."""
+def _in_threads(
+    judge: Callable[[int, NDArray[np.float32]], tuple[int, Tally]], batches: Iterator[NDArray[np.float32]], workers: int
+) -> Iterator[tuple[int, Tally]]:
+    """``judge(first image, batch)`` for each batch, in order; few batches are in memory at a time.
 
-    def __init__(self) -> None:
-        self.first: Difference | None = None
-        self._counts: dict[tuple[str, str], list[int]] = {}
-
-    def missing(self, where: str, expected: str, got: str) -> None:
-        self._note((where, "parameter"), 1, 1)
-        self.first = self.first or Difference(where, (), expected, got)
-
-    def parameter(self, where: str, expected: NDArray[np.generic], got: NDArray[np.generic]) -> None:
-        if expected.shape != got.shape:
-            self.missing(where, f"shape {expected.shape}", f"shape {got.shape}")
-            return
-        self._compare((where, "parameter"), where, expected, got, 0)
-
-    def tensor(self, name: str, expected: torch.Tensor, got: NDArray[np.generic] | None, images_before: int) -> None:
-        array = expected.numpy()
-        if got is None or array.shape != got.shape:
-            self.missing(name, f"shape {array.shape}", "absent" if got is None else f"shape {got.shape}")
-            return
-        self._compare((name, "tensor"), f"tensor {name}", array, got, images_before)
-
-    def comparisons(self) -> tuple[Comparison, ...]:
-        return tuple(Comparison(name, kind, *counts) for (name, kind), counts in self._counts.items())
-
-    def _compare(
-        self,
-        key: tuple[str, str],
-        where: str,
-        expected: NDArray[np.generic],
-        got: NDArray[np.generic],
-        first_image: int,
-    ) -> None:
-        wrong = expected != got
-        count = int(np.count_nonzero(wrong))
-        self._note(key, wrong.size, count)
-        if count and self.first is None:
-            index = tuple(int(i) for i in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
-            shown = (index[0] + first_image, *index[1:]) if index else index
-            self.first = Difference(where, shown, str(expected[index]), str(got[index]))
-
-    def _note(self, key: tuple[str, str], elements: int, differing: int) -> None:
-        counts = self._counts.setdefault(key, [0, 0])
-        counts[0] += elements
-        counts[1] += differing
+    PyTorch's own threads would split single operations, which gains little and collapses on a busy machine: here each
+    worker has a batch of its own and PyTorch one thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[tuple[int, Tally]]] = deque()
+            first_image = 0
+            for batch in batches:
+                waiting.append(pool.submit(judge, first_image, batch))
+                first_image += len(batch)
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _versions() -> dict[str, str]:

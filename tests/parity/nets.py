@@ -94,8 +94,8 @@ def on_a_binary_grid(module: nn.Module, bits: int, seed: int = 0) -> nn.Module:
                     part.bias.copy_(torch.randint(-64, 64, part.bias.shape, generator=random) / 128)
             elif isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d):
                 part.eps = 0.0
-                part.running_var.fill_(4.0)  # type: ignore[operator, union-attr]
-                part.running_mean.copy_(torch.randint(-8, 8, part.bias.shape, generator=random) / 16)  # type: ignore[operator, union-attr]
+                part.running_var.fill_(4.0)
+                part.running_mean.copy_(torch.randint(-8, 8, part.bias.shape, generator=random) / 16)
                 part.weight.copy_(2.0 ** torch.randint(0, 2, part.bias.shape, generator=random))
                 part.bias.copy_(torch.randint(-8, 8, part.bias.shape, generator=random) / 16)
     return module

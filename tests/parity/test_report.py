@@ -29,18 +29,18 @@ def net() -> IntegerNet:
 
 
 @pytest.fixture
-def module() -> nn.Module:
+def module() -> Any:
     return copy.deepcopy(quantized("sequential", "W8A8")[1])
 
 
 @pytest.fixture
-def report(net: IntegerNet, module: nn.Module) -> ParityReport:
+def report(net: IntegerNet, module: Any) -> ParityReport:
     return labkit.verify(net, module, images(), **VERIFY)
 
 
 @pytest.fixture
-def failed(net: IntegerNet, module: nn.Module) -> ParityReport:
-    module.get_submodule("3").weight.data[0, 1, 2, 0] += 0.25  # type: ignore[union-attr, operator]
+def failed(net: IntegerNet, module: Any) -> ParityReport:
+    module.get_submodule("3").weight.data[0, 1, 2, 0] += 0.25
     return labkit.verify(net, module, images(), **VERIFY)
 
 
@@ -52,7 +52,7 @@ def test_text_of_a_passing_report(report: ParityReport) -> None:
     assert report.elements == sum(found.elements for found in report.comparisons) > 5000
 
 
-def test_text_says_what_was_judged_and_against_what(net: IntegerNet, module: nn.Module) -> None:
+def test_text_says_what_was_judged_and_against_what(net: IntegerNet, module: Any) -> None:
     alone = labkit.verify(net, None, images())
     assert str(alone).startswith(
         "labkit integer net (numba kernels) against an integer emulation in PyTorch, from the net's own integers: 0 of"
@@ -98,7 +98,7 @@ def test_report_without_a_first_difference_but_with_differing_elements_has_not_p
     assert not ParityReport("a", "b", 1, (), Difference("x", (), "1", "2")).passed
 
 
-def test_images_in_any_form_give_the_same_report(net: IntegerNet, module: nn.Module, report: ParityReport) -> None:
+def test_images_in_any_form_give_the_same_report(net: IntegerNet, module: Any, report: ParityReport) -> None:
     x = images()
     labels = np.arange(8)
     seen: list[int] = []
@@ -115,7 +115,7 @@ def test_images_in_any_form_give_the_same_report(net: IntegerNet, module: nn.Mod
 
 @pytest.mark.parametrize("nothing", [[], np.zeros((0, 3, 8, 8), np.float32)], ids=["no batch", "empty batch"])
 @pytest.mark.parametrize("with_module", [True, False])
-def test_no_images_prove_nothing(nothing: Any, with_module: bool, net: IntegerNet, module: nn.Module) -> None:
+def test_no_images_prove_nothing(nothing: Any, with_module: bool, net: IntegerNet, module: Any) -> None:
     with pytest.raises(InputError, match="no images to verify with"):
         labkit.verify(net, module if with_module else None, nothing, **VERIFY)
 
@@ -130,12 +130,12 @@ def test_no_images_prove_nothing(nothing: Any, with_module: bool, net: IntegerNe
         (7, InputError),
     ],
 )
-def test_images_that_do_not_fit(x: Any, error: type[Exception], net: IntegerNet, module: nn.Module) -> None:
+def test_images_that_do_not_fit(x: Any, error: type[Exception], net: IntegerNet, module: Any) -> None:
     with pytest.raises(error):
         labkit.verify(net, module, x, **VERIFY)
 
 
-def test_unknown_kernels(net: IntegerNet, module: nn.Module) -> None:
+def test_unknown_kernels(net: IntegerNet, module: Any) -> None:
     with pytest.raises(InputError, match="kernels must be"):
         labkit.verify(net, module, images(), kernels="cuda")
 
@@ -158,29 +158,28 @@ class TestModuleOfAnotherNet:
         assert report.first.where == "0.bias"
         assert report.first.index == (0,)
 
-    def test_of_other_shapes(self, net: IntegerNet, module: nn.Module) -> None:
-        module[0], module[3] = conv(3, 7), conv(7, 6, bias=False)  # type: ignore[operator, index]
+    def test_of_other_shapes(self, net: IntegerNet, module: Any) -> None:
+        module[0], module[3] = conv(3, 7), conv(7, 6, bias=False)
         report = labkit.verify(net, module.eval(), images(), **VERIFY)
         assert report.first == Difference("0.bias", (), "shape (7,)", "shape (4,)")
-        tensors = [found for found in report.comparisons if found.name == "0" and found.kind == "parameter"]
-        assert not tensors
-        assert report.differing > 0
+        [tensor] = [found for found in report.comparisons if (found.kind, found.name) == ("tensor", "0")]
+        assert tensor.differing == 1, "a tensor of another shape counts as one difference"
 
-    def test_with_a_layer_more(self, net: IntegerNet, module: nn.Module) -> None:
-        module.insert(6, nn.Unflatten(1, (6, 4, 4)))  # type: ignore[operator, arg-type]
+    def test_with_a_layer_more(self, net: IntegerNet, module: Any) -> None:
+        module.insert(6, nn.Unflatten(1, (6, 4, 4)))
         with pytest.raises(ModelError):
             labkit.verify(net, module, images(), **VERIFY)
 
     def test_with_a_pooling_more(self) -> None:
         net, _ = quantized("batch norm before convolution", "W8A8")
-        module = build(case("batch norm before convolution"))
+        module: Any = build(case("batch norm before convolution"))
         module.add_module("pool", nn.MaxPool2d(2))
         report = labkit.verify(net, module, images(), **VERIFY)
         assert report.first == Difference("node pool", (), "present", "absent")
 
     def test_with_a_pooling_less(self) -> None:
         net, _ = quantized("relu after max-pool, twice", "W8A8")
-        module = build(case("relu after max-pool, twice"))
+        module: Any = build(case("relu after max-pool, twice"))
         module.pool = nn.Identity()
         report = labkit.verify(net, module, images(), **VERIFY)
         assert not report.passed
@@ -188,26 +187,26 @@ class TestModuleOfAnotherNet:
 
     def test_with_other_outputs(self) -> None:
         net, _ = quantized("output taken before relu", "W8A8")
-        module = build(case("output taken before relu"))
-        type(module).forward = lambda self, x: self.last(self.relu(self.conv(x)))  # type: ignore[method-assign, assignment]
+        module: Any = build(case("output taken before relu"))
+        type(module).forward = lambda self, x: self.last(self.relu(self.conv(x)))
         with pytest.raises(ModelError, match="has 1 outputs, the net 2"):
             labkit.verify(net, module, images(), **VERIFY)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-    def test_that_is_not_finite(self, value: float, net: IntegerNet, module: nn.Module) -> None:
-        module.get_submodule("6").bias.data[2] = value  # type: ignore[union-attr, operator]
+    def test_that_is_not_finite(self, value: float, net: IntegerNet, module: Any) -> None:
+        module.get_submodule("6").bias.data[2] = value
         with pytest.raises(ModelError, match=r"6\.bias of the Sequential holds NaN or infinite"):
             labkit.verify(net, module, images(), **VERIFY)
 
-    def test_whose_layer_died(self, net: IntegerNet, module: nn.Module) -> None:
-        module.get_submodule("3").weight.data[1] = 0  # type: ignore[union-attr, operator]
+    def test_whose_layer_died(self, net: IntegerNet, module: Any) -> None:
+        module.get_submodule("3").weight.data[1] = 0
         report = labkit.verify(net, module, images(), **VERIFY)
         assert report.first is not None
         assert report.first.where.startswith("3.")
 
 
 @pytest.mark.parametrize("left", [(), ("plan",), ("calibration",)])
-def test_net_without_its_notes(left: tuple[str, ...], net: IntegerNet, module: nn.Module) -> None:
+def test_net_without_its_notes(left: tuple[str, ...], net: IntegerNet, module: Any) -> None:
     notes = {name: net.graph.notes[name] for name in left}
     bare = IntegerNet(replace(net.graph, notes=notes))
     missing = " and no ".join(name for name in ("calibration", "plan") if name not in left)
@@ -217,13 +216,13 @@ def test_net_without_its_notes(left: tuple[str, ...], net: IntegerNet, module: n
 
 
 @pytest.mark.parametrize("name", ["calibration", "plan"])
-def test_net_with_damaged_notes(name: str, net: IntegerNet, module: nn.Module) -> None:
+def test_net_with_damaged_notes(name: str, net: IntegerNet, module: Any) -> None:
     damaged = IntegerNet(replace(net.graph, notes={**net.graph.notes, name: {"ranges": 3}}))
     with pytest.raises(QuantizationError, match="This is not a"):
         labkit.verify(damaged, module, images(), **VERIFY)
 
 
-def test_altered_calibration_is_noticed(net: IntegerNet, module: nn.Module) -> None:
+def test_altered_calibration_is_noticed(net: IntegerNet, module: Any) -> None:
     """Notes are what the emulation starts from; a net that does not follow from them fails."""
     notes = json.loads(json.dumps(dict(net.graph.notes)))
     notes["calibration"]["ranges"]["3"][1] *= 1.01
@@ -232,7 +231,7 @@ def test_altered_calibration_is_noticed(net: IntegerNet, module: nn.Module) -> N
     assert report.first.where in ("3.exponent", "3.mantissa")
 
 
-def test_saved_net_passes_as_well(net: IntegerNet, module: nn.Module, report: ParityReport, tmp_path: Any) -> None:
+def test_saved_net_passes_as_well(net: IntegerNet, module: Any, report: ParityReport, tmp_path: Any) -> None:
     """Calibration and plan survive the file to the last bit."""
     net.save(tmp_path / "net.lab")
     assert labkit.verify(labkit.load(tmp_path / "net.lab"), module, images(), **VERIFY) == report

@@ -116,10 +116,10 @@ def _dead_branch(s: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _tiny_weights() -> nn.Module:
-    module = row(conv=conv(), relu=nn.ReLU(), last=conv(4, 2))
+    module: Any = row(conv=conv(), relu=nn.ReLU(), last=conv(4, 2))
     with torch.no_grad():
-        module.conv.weight[1] *= 1e-12  # type: ignore[index]  # its bias would not fit int32 at S_w S_x
-        module.conv.bias[1] = 0.7  # type: ignore[index]
+        module.conv.weight[1] *= 1e-12  # its bias would not fit int32 at S_w S_x
+        module.conv.bias[1] = 0.7
     return module
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,12 +115,12 @@ def test_outputs_keep_their_order_and_may_nest() -> None:
 
 
 def test_parameters_are_copies() -> None:
-    module = row(conv=conv())
+    module: Any = row(conv=conv())
     graph = from_torch(module, SHAPE)
     op = graph["conv"].op
     assert isinstance(op, float_ops.Conv2d)
     before = op.weight.copy()
-    module.conv.weight.data.zero_()  # type: ignore[union-attr]
+    module.conv.weight.data.zero_()
     assert np.array_equal(op.weight, before)
 
 

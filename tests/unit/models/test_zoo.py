@@ -33,8 +33,14 @@ def test_checkpoint_is_the_one_of_its_recipe(name: str, used: str) -> None:
 
 
 def test_only_known_checkpoints_are_shipped() -> None:
-    stems = {path.stem for path in zoo.CHECKPOINTS.iterdir()}
-    assert stems == {f"{name}-{used}" for name, used in SHIPPED}
+    files = {path.name for path in zoo.CHECKPOINTS.iterdir()} - {"README.md"}
+    assert files == {f"{name}-{used}.{kind}" for name, used in SHIPPED for kind in ("json", "safetensors")}
+
+
+def test_readme_gives_the_recorded_accuracies() -> None:
+    text = (zoo.CHECKPOINTS / "README.md").read_text("utf-8")
+    for name, used in SHIPPED:
+        assert f"| {name} | {used} | {models.recipe(name, used)['test_accuracy']:.2f} |" in text
 
 
 @pytest.mark.parametrize(("name", "used"), SHIPPED)

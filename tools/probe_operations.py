@@ -1,0 +1,133 @@
+"""Find out which integer operations run, by running each of them alone in both tiers (for tools/make_support.py)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.errors import LabkitError
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode, Tensor
+from labkit.net import IntegerNet
+
+__all__ = ["BITS", "REQUANTIZES", "WEIGHTED", "Case", "cases", "one_node", "qparams", "tiers"]
+
+BITS = range(1, 9)
+WEIGHTED = {"Conv2d", "Linear"}
+REQUANTIZES = {"Conv2d", "Linear", "AveragePool2d", "Concat", "Requantize"}
+
+_NONE, _ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
+
+
+class Case(NamedTuple):
+    """One thing to try. Signed activations are symmetric, the others have a zero point in the middle of their grid."""
+
+    weight_bits: int
+    activation_bits: int
+    signed: bool
+    rule: RoundingRule
+
+
+def cases(name: str) -> list[Case]:
+    """All that can vary about the operation called ``name``: bits, grids and, where it requantizes, rules.
+
+    A rule knows nothing of bits, so that weights and activations of unequal bits are tried under one rule only.
+    """
+    rules = list(RoundingRule) if name in REQUANTIZES else [RoundingRule.SINGLE]
+    weights = BITS if name in WEIGHTED else (8,)
+    every = [Case(*values) for values in itertools.product(weights, BITS, (False, True), rules)]
+    return [
+        case
+        for case in every
+        if name not in WEIGHTED or case.rule is RoundingRule.SINGLE or case.weight_bits == case.activation_bits
+    ]
+
+
+def tiers(name: str, case: Case) -> tuple[bool, bool]:
+    """Whether the operation runs in the reference tier, and whether the Numba tier then gives the same integers."""
+    rng = np.random.default_rng(0)
+    try:
+        net = IntegerNet(one_node(name, case, rng))
+        x = rng.uniform(-1.5, 1.5, (3, *net.graph["x"].output.shape)).astype(np.float32)
+        expected = net.run(x, kernels="reference")
+    except LabkitError:
+        return False, False
+    try:
+        return True, bool(np.array_equal(net.run(x), expected))
+    except LabkitError:
+        return True, False
+
+
+def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
+    """A graph of a Quantize node, whose result is called ``x``, and the operation called ``name``."""
+    spec = QuantSpec(case.activation_bits, signed=case.signed, symmetric=case.signed, narrow=case.signed)
+    zero_point = 0 if case.signed else spec.qmax // 2
+    clamp = (spec.qmin, spec.qmax)
+    shape = (20,) if name == "Linear" else (4, 6, 6)
+    x = Tensor(shape, spec, qparams(1 / spec.qmax, zero_point))
+    other = qparams(1.5 / spec.qmax, zero_point)
+    layer_gain = 0.3 / 2 ** (case.weight_bits - 1)
+    bias = rng.integers(-50, 50, 5).astype(np.int32)
+
+    def requantizer(real: float, channels: int | None = None) -> Requantizer:
+        multiplier = _multiplier(case.rule, real * rng.uniform(0.5, 1.5, () if channels is None else channels))
+        return Requantizer(case.rule, multiplier, zero_point, clamp)
+
+    def made() -> tuple[Any, tuple[int, ...], QParams | None, int]:
+        """The operation, the shape and parameters of its result, and how many inputs it takes."""
+        match name:
+            case "Dequantize":
+                return int_ops.Dequantize(), shape, None, 1
+            case "Conv2d":
+                weight, finish = _weights(case.weight_bits, (5, 4, 3, 3), rng), requantizer(layer_gain, 5)
+                return int_ops.Conv2d(weight, bias, finish, (1, 1), _ONE, (1, 1), 1), (5, 6, 6), other, 1
+            case "Linear":
+                weight, finish = _weights(case.weight_bits, (5, 20), rng), requantizer(layer_gain, 5)
+                return int_ops.Linear(weight, bias, finish), (5,), other, 1
+            case "MaxPool2d":
+                return int_ops.MaxPool2d((3, 3), (2, 2), _ONE, (1, 1), False), (4, 3, 3), x.params, 1
+            case "AveragePool2d":
+                return int_ops.AveragePool2d((2, 2), (2, 2), _NONE, requantizer(0.2)), (4, 3, 3), other, 1
+            case "Add":
+                multipliers = np.array([2**29, 2**28 + 1], np.int32)
+                return int_ops.Add(multipliers, 30, zero_point, clamp), shape, other, 2
+            case "Concat":
+                return int_ops.Concat((requantizer(0.7), requantizer(0.6))), (8, 6, 6), other, 2
+            case "Requantize":
+                return int_ops.Requantize(requantizer(0.7)), shape, other, 1
+            case "Flatten":
+                return int_ops.Flatten(), (144,), x.params, 1
+        raise SystemExit(f"There is no example of {name} yet: add one here.")
+
+    nodes = [IntNode("x", int_ops.Quantize(shape), (), x)]
+    if name != "Quantize":
+        op, size, params, inputs = made()
+        nodes.append(IntNode("y", op, ("x",) * inputs, Tensor(size, None if params is None else spec, params)))
+    return IntGraph(tuple(nodes), (nodes[-1].name,))
+
+
+def qparams(scale: float, zero_point: int) -> QParams:
+    """Parameters of a whole tensor."""
+    return QParams(np.asarray(scale, np.float32), np.asarray(zero_point, np.int32))
+
+
+def _multiplier(rule: RoundingRule, reals: NDArray[np.float64]) -> Any:
+    wanted: dict[RoundingRule, Callable[[], Any]] = {
+        RoundingRule.FLOAT32_EVEN: lambda: np.asarray(reals, np.float32),
+        RoundingRule.FLOAT64_AWAY: lambda: np.asarray(reals, np.float64),
+    }
+    return wanted.get(rule, lambda: FixedPointMultiplier.from_real(reals))()
+
+
+def _weights(bits: int, size: tuple[int, ...], rng: np.random.Generator) -> QTensor:
+    grid = QuantSpec(bits, narrow=True, granularity=PerAxis(0))
+    choices = [-1, 1] if grid.is_binary else list(range(grid.qmin, grid.qmax + 1))
+    params = QParams(np.full(size[0], 0.01, np.float32), np.zeros(size[0], np.int32))
+    return QTensor(rng.choice(choices, size).astype(np.int8), params, grid)
