@@ -180,7 +180,7 @@ for name, result in logits.items():
     print(f"{name:<6} {accuracy(result):5.1f} %   {changed} of {len(y)} predictions changed")
 
 # %%
-figure, axes = plt.subplots(1, 3, figsize=(9, 3.4), sharex=True, sharey=True)
+figure, axes = plt.subplots(1, len(nets), figsize=(3 * len(nets), 3.4), sharex=True, sharey=True)
 ends = [float_logits.min(), float_logits.max()]
 for place, (name, result) in zip(axes, logits.items(), strict=True):
     place.scatter(float_logits, result, s=3, color=BLUE, alpha=0.25, linewidths=0, rasterized=True)

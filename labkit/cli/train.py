@@ -26,7 +26,7 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; another number gives slightly other weights.")
     ] = None,
-    augment: Annotated[bool, typer.Option(help="Shift by up to 4 pixels and mirror at random.")] = False,
+    augment: Annotated[bool, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")] = False,
     resume: Annotated[bool, typer.Option(help="Go on where an earlier run in the same folder stopped.")] = True,
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
 ) -> None:
@@ -55,7 +55,6 @@ def train(
     recipe = replace(default_recipe(net, data), seed=seed, augment=augment, **changed)  # type: ignore[arg-type]
     make_folder(out)
     console = Console()
-    console.print(f"{recipe.command}", highlight=False, soft_wrap=True, markup=False)
     result = train_net(recipe, load(data, data_dir=data_dir), out, resume=resume, console=console)
     if result is not None:
         console.print(

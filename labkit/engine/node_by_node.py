@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,12 +37,14 @@ def run_nodes(
         A kernel returned another shape than the graph declares, or integers outside the tensor's grid.
     """
     results: dict[str, NDArray[np.generic]] = {}
+    images = len(next(iter(inputs.values())))
     for node in graph:
         if isinstance(node.op, int_ops.Quantize):
             spec, params = node.output.quantized
-            results[node.name] = kernels["quantize"](inputs[node.name], params, spec)
-            continue
-        results[node.name] = _stored(node, _compute(graph, node, [results[name] for name in node.inputs], kernels))
+            result = kernels["quantize"](inputs[node.name], params, spec)
+        else:
+            result = _compute(graph, node, [results[name] for name in node.inputs], kernels)
+        results[node.name] = _stored(node, result, images)
     return results
 
 
@@ -110,17 +113,17 @@ def _compute(
     return result
 
 
-def _stored(node: IntNode, result: NDArray[np.generic]) -> NDArray[np.generic]:
-    """``result`` in the dtype of the node's tensor, checked: a function of yours may have returned anything."""
+def _stored(node: IntNode, result: NDArray[np.generic], images: int) -> NDArray[np.generic]:
+    """``result`` as the node's tensor, checked and read-only: a function of yours may return or overwrite anything."""
     array = np.asarray(result)
-    if array.shape[1:] != node.output.shape:
+    if array.shape != (images, *node.output.shape):
         raise InputError(
-            f"{node.name}: the kernel returned shape {array.shape}, but {('N', *node.output.shape)} is needed. "
+            f"{node.name}: the kernel returned shape {array.shape}, but {(images, *node.output.shape)} is needed. "
             f"Check the output size that it computes."
         )
     spec = node.output.spec
     if spec is None:
-        return array.astype(np.float32, copy=False)
+        return _read_only(array, np.dtype(np.float32))
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(
             f"{node.name}: the kernel returned {array.dtype}, but integers are needed. Round and cast its result."
@@ -130,4 +133,10 @@ def _stored(node: IntNode, result: NDArray[np.generic]) -> NDArray[np.generic]:
             f"{node.name}: the kernel returned {array.min()}..{array.max()}, outside the grid {spec.qmin}..{spec.qmax}. "
             f"Clamp its result."
         )
-    return array.astype(spec.dtype, copy=False)
+    return _read_only(array, spec.dtype)
+
+
+def _read_only(array: NDArray[np.generic], dtype: np.dtype[Any]) -> NDArray[np.generic]:
+    view = array.astype(dtype, copy=False).view()
+    view.flags.writeable = False
+    return view

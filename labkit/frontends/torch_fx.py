@@ -95,14 +95,28 @@ def _traced(module: nn.Module) -> fx.GraphModule:
 
 
 def _with_shapes(module: nn.Module, traced: fx.GraphModule, input_shape: tuple[int, ...]) -> fx.GraphModule:
+    if wrong := {str(p.dtype) for p in module.parameters() if p.dtype is not torch.float32}:
+        raise ModelError(
+            f"{type(module).__name__} has parameters of {', '.join(sorted(wrong))}, and float32 is needed. "
+            f"Convert it first: module.float()."
+        )
+    # Two images: a reshape that mixes images shows in the shapes.
+    x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
     try:
-        with torch.no_grad():  # two images: a reshape that mixes images shows in the shapes
-            _Recorder(traced).run(torch.zeros(2, *input_shape))
+        with torch.no_grad():
+            expected = module(x.clone())
+            recorded = _Recorder(traced).run(x.clone())
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} does not accept an input of shape {('N', *input_shape)}: {_one_line(error)}. "
             f"Give images of the size that the network was made for."
         ) from error
+    tensors = [pair for pair in zip(_flat(expected), _flat(recorded), strict=True) if isinstance(pair[0], torch.Tensor)]
+    if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors):
+        raise UnsupportedOperation(
+            f"{type(module).__name__} computes something else than its trace: it changes a tensor in place that is "
+            f"used again, or does something at random. Write `a = a + b` in place of `a += b`, and draw nothing at random."
+        )
     return traced
 
 

@@ -68,8 +68,9 @@ def load(path: str | Path) -> IntGraph:
     """
     try:
         data = Path(path).read_bytes()
-    except OSError as error:
-        raise ModelError(f"Cannot read {path}: {error.strerror or error}. Give the path of a .lab file.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"Cannot read {path}: {reason}. Give the path of a .lab file.") from error
     return loads(data, str(path))
 
 

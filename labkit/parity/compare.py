@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ from torch import nn
 
 from labkit import __version__
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import RoundingRule
 from labkit.errors import InputError, ModelError
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
@@ -24,12 +22,12 @@ from labkit.parity.emulate_torch import Emulation
 from labkit.parity.report import ParityReport
 from labkit.parity.restate_torch import run_graph
 from labkit.parity.tally import Tally
-from labkit.quantization.calibration import Calibration, image_batches
+from labkit.quantization.batches import WORKERS, image_batches, in_threads
+from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
 
 __all__ = ["parameters_of", "verify"]
 
-_WORKERS = min(4, os.cpu_count() or 1)
 BATCH = 64  # images at a time: their int64 tensors stay in the cache
 
 
@@ -77,7 +75,8 @@ def verify(
             if name not in {node.name for node in graph}:
                 tally.missing(f"node {name}", "present", "absent")
 
-    def judge(first_image: int, batch: NDArray[np.float32]) -> tuple[int, Tally]:
+    def judge(item: tuple[int, NDArray[np.float32]]) -> tuple[int, Tally]:
+        first_image, batch = item
         part = Tally()
         got = net.trace(batch, kernels=kernels)
         for name, expected in _expected(graph, emulation, torch.from_numpy(batch)).items():
@@ -85,8 +84,8 @@ def verify(
         return first_image + len(batch), part
 
     images = 0
-    workers = _WORKERS if isinstance(kernels, str) else 1  # a student's own functions may not be made for threads
-    for images, part in _in_threads(judge, image_batches(x, BATCH), workers):
+    workers = WORKERS if isinstance(kernels, str) else 1  # a student's own functions may not be made for threads
+    for images, part in in_threads(judge, _numbered(x), workers):
         tally.add(part)
         if progress is not None:
             progress(images)
@@ -171,6 +170,9 @@ def _compare_parameters(tally: Tally, node: IntNode, expected: Mapping[str, torc
         tally.missing(f"node {node.name}", "absent", "present")
         return
     got = parameters_of(node)
+    for rule in _rules(node):
+        if rule is not RoundingRule.SINGLE:  # what labkit's conversion promises, and what the emulation computes
+            tally.missing(f"{node.name}.rule", RoundingRule.SINGLE.name, rule.name)
     for name in sorted(set(expected) | set(got)):
         where = f"{node.name}.{name}"
         if name not in expected or name not in got:
@@ -179,29 +181,17 @@ def _compare_parameters(tally: Tally, node: IntNode, expected: Mapping[str, torc
             tally.parameter(where, expected[name].numpy(), got[name])
 
 
-def _in_threads(
-    judge: Callable[[int, NDArray[np.float32]], tuple[int, Tally]], batches: Iterator[NDArray[np.float32]], workers: int
-) -> Iterator[tuple[int, Tally]]:
-    """``judge(first image, batch)`` for each batch, in order; few batches are in memory at a time.
+def _rules(node: IntNode) -> list[RoundingRule]:
+    requantizers = getattr(node.op, "requantizers", (getattr(node.op, "requantizer", None),))
+    return [requantizer.rule for requantizer in requantizers if requantizer is not None]
 
-    PyTorch's own threads would split single operations, which gains little and collapses on a busy machine: here each
-    worker has a batch of its own and PyTorch one thread.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[Future[tuple[int, Tally]]] = deque()
-            first_image = 0
-            for batch in batches:
-                waiting.append(pool.submit(judge, first_image, batch))
-                first_image += len(batch)
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(threads)
+
+def _numbered(x: Any) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Batches of images, each with the number of its first one."""
+    first_image = 0
+    for batch in image_batches(x, BATCH):
+        yield first_image, batch
+        first_image += len(batch)
 
 
 def _versions() -> dict[str, str]:

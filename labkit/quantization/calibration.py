@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from labkit.errors import InputError, QuantizationError
 from labkit.files import write_atomically
 from labkit.graph.ir import FloatGraph
+from labkit.quantization.batches import image_batches
 from labkit.quantization.float_run import run_float
 from labkit.quantization.observers import Observer, TensorStatistics
 from labkit.quantization.plan import tensor_names
 from labkit.quantization.ranges import RANGES, choose_range
 
-__all__ = ["Calibration", "calibrate", "image_batches"]
-
-BATCH = 128
+__all__ = ["Calibration", "calibrate"]
 
 
 @dataclass(frozen=True)
@@ -143,28 +139,3 @@ def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibr
         )
     statistics = {tensor: observer.result() for tensor, observer in observers.items()}
     return Calibration(statistics, dict.fromkeys(statistics, (0.0, 0.0)), ranges, images).with_ranges(ranges)
-
-
-def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float32]]:
-    """Float32 arrays [N, ...] of at most ``size`` images from one array or tensor, or any iterable of them.
-
-    ``batches`` may also be a torch DataLoader: of a pair (images, labels) the first is taken.
-
-    Raises
-    ------
-    InputError
-        An item is not an array of numbers with a batch axis.
-    """
-    if hasattr(batches, "__array__") or hasattr(batches, "detach"):
-        batches = [batches]
-    if not isinstance(batches, Iterable):
-        raise InputError(f"Images must be an array [N, ...] or an iterable of them, got {type(batches).__name__}.")
-    for item in batches:
-        part = item[0] if isinstance(item, list | tuple) and len(item) else item
-        if hasattr(part, "detach"):
-            part = part.detach().cpu().numpy()
-        array = np.asarray(part)
-        if array.ndim < 2 or array.dtype.kind not in "fiu":
-            raise InputError(f"Images must be numbers with a batch axis, [N, ...], got {array.dtype} {array.shape}.")
-        for start in range(0, len(array), size):
-            yield array[start : start + size].astype(np.float32)

@@ -62,10 +62,11 @@ def convert(
         tensors[node.name] = _output(node, inputs, calibration, plan)
         op = _operation(node, inputs, tensors[node.name], plan)
         nodes.append(IntNode(node.name, op, node.inputs, tensors[node.name], node.carries))
+    taken = {*tensors, *(carried for node in graph for carried in node.carries)}
     outputs = []
     for index, name in enumerate(graph.outputs):
         border = "output" if len(graph.outputs) == 1 else f"output_{index}"
-        while border in tensors:
+        while border in taken:
             border += "_"
         outputs.append(border)
         tensors[border] = Tensor(tensors[name].shape, None, None)

@@ -10,7 +10,8 @@ from labkit.errors import QuantizationError
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
-from labkit.quantization.calibration import calibrate, image_batches
+from labkit.quantization.batches import image_batches
+from labkit.quantization.calibration import calibrate
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
 

@@ -22,6 +22,7 @@ from labkit.models import load as load_model
 from labkit.net import IntegerNet
 from labkit.parity.compare import verify
 from labkit.parity.report import ParityReport
+from labkit.quantization.batches import in_threads
 from labkit.quantization.calibration import Calibration, calibrate
 from labkit.quantization.convert import convert
 from labkit.quantization.float_run import run_float
@@ -192,16 +193,19 @@ class _LabRows:
         sizes: dict[str, Any],
         bits: tuple[int, int] = (_FLOAT_BITS, _FLOAT_BITS),
     ) -> AccuracyRow:
+        def count(part: slice) -> int:
+            if net is None:
+                logits = run_float(graph, {graph.inputs[0]: self.x[part]})[graph.outputs[0]]
+            else:
+                logits = run_simulated(graph, net.graph, self.x[part])
+            return int((logits.argmax(1) == self.labels[part]).sum())
+
         correct = 0
+        parts = [slice(start, start + _BATCH) for start in range(0, len(self.x), _BATCH)]
         with self.clock.step("Simulate the lab's steps", len(self.x)) as done:
-            for start in range(0, len(self.x), _BATCH):
-                part = self.x[start : start + _BATCH]
-                if net is None:
-                    logits = run_float(graph, {graph.inputs[0]: part})[graph.outputs[0]]
-                else:
-                    logits = run_simulated(graph, net.graph, part)
-                correct += int((logits.argmax(1) == self.labels[start : start + _BATCH]).sum())
-                done(start + len(part))
+            for part, right in zip(parts, in_threads(count, parts), strict=True):
+                correct += right
+                done(min(part.stop, len(self.x)))
         return AccuracyRow(section, label, *bits, 100 * correct / len(self.x), len(self.x), **sizes)
 
 

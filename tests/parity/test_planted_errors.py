@@ -546,7 +546,8 @@ def test_rounding_rule_of_the_graph(rule: RoundingRule, tier: str) -> None:
     nodes = tuple(change(node) if node.name == "stem" else node for node in net.graph)
     report = labkit.verify(IntegerNet(replace(net.graph, nodes=nodes)), module, x, kernels=tier)
     assert report.first is not None
-    assert report.first.where.endswith("stem")
+    assert (report.first.where, report.first.got) == ("stem.rule", rule.name)
+    assert {c.name: c.differing for c in report.comparisons if c.kind == "tensor"}["stem"] > 0
     with pytest.raises(UnsupportedOperation, match=f"^stem: PyTorch emulates .* SINGLE, not {rule.name}"):
         labkit.verify(IntegerNet(replace(net.graph, nodes=nodes)), None, x, kernels=tier)
 

@@ -233,6 +233,28 @@ def test_the_documents_examples() -> None:
     assert params_from_range(-3, 1, QuantSpec(8)).scale == np.float32(3 / 127)  # 127, though the grid has -128
 
 
+@pytest.mark.parametrize("zero_point", [0, 1, 2, 84, 127, 253])
+def test_a_zero_point_half_way_is_nudged_to_the_even_integer(zero_point: int) -> None:
+    half = zero_point + 0.5
+    for scale in (1.0, 2.0**-7):
+        chosen = params_from_range(-half * scale, (255 - half) * scale, AFFINE8)
+        assert (float(chosen.scale), int(chosen.zero_point)) == (scale, 2 * round(half / 2))
+
+
+def test_the_zero_point_is_that_of_the_rounded_scale() -> None:
+    """Ranges whose zero point is all but half-way, so that the scale's rounding to float32 decides."""
+    rng = np.random.default_rng(4)
+    told = 0
+    for width, step in zip(rng.uniform(0.1, 10, 300), rng.integers(1, 254, 300), strict=True):
+        low = -(step + 0.5) * width / 255
+        high = low + width
+        chosen = params_from_range(low, high, AFFINE8)
+        wanted = oracle.affine_parameters(float(low), float(high), 0, 255)
+        assert (Fraction(float(chosen.scale)), int(chosen.zero_point)) == wanted
+        told += int(np.rint(-low / ((high - low) / 255))) != wanted[1]
+    assert told > 50
+
+
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [

@@ -212,7 +212,7 @@ def test_two_inputs_are_refused() -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
 
-    with pytest.raises(InputError, match=r"Net does not accept an input .*parameter y"):
+    with pytest.raises(InputError, match=r"Net does not accept an input .*'y'"):
         from_torch(Net(), SHAPE)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -166,6 +167,7 @@ def test_an_activation_is_fused_into_its_only_source(op: float_ops.Relu, carrier
         ((FloatNode("r", RELU, ("x",)),), "r", "r"),  # an input requantizes nothing
         ((FloatNode("p", POOL, ("x",)), FloatNode("r", RELU, ("p",))), "r", "r"),  # a max-pool requantizes nothing
         ((conv("c", "x"), FloatNode("q", RELU6, ("c",)), FloatNode("r", RELU, ("q",))), "r", "r"),  # one is fused already
+        ((replace(conv("c", "x"), activation=Activation.RELU6), FloatNode("r", RELU, ("c",))), "r", "r"),  # likewise
     ],
 )  # fmt: skip
 def test_an_activation_that_cannot_be_fused_stays(

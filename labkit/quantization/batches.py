@@ -1,0 +1,69 @@
+"""Images in batches: taken apart into sizes that fit the cache, and worked on side by side."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from labkit.errors import InputError
+
+__all__ = ["WORKERS", "image_batches", "in_threads"]
+
+BATCH = 128
+WORKERS = min(4, os.cpu_count() or 1)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float32]]:
+    """Float32 arrays [N, ...] of at most ``size`` images from one array or tensor, or any iterable of them.
+
+    ``batches`` may also be a torch DataLoader: of a pair (images, labels) the first is taken.
+
+    Raises
+    ------
+    InputError
+        An item is not an array of numbers with a batch axis.
+    """
+    if hasattr(batches, "__array__") or hasattr(batches, "detach"):
+        batches = [batches]
+    if not isinstance(batches, Iterable):
+        raise InputError(f"Images must be an array [N, ...] or an iterable of them, got {type(batches).__name__}.")
+    for item in batches:
+        part = item[0] if isinstance(item, list | tuple) and len(item) else item
+        if hasattr(part, "detach"):
+            part = part.detach().cpu().numpy()
+        array = np.asarray(part)
+        if array.ndim < 2 or array.dtype.kind not in "fiu":
+            raise InputError(f"Images must be numbers with a batch axis, [N, ...], got {array.dtype} {array.shape}.")
+        for start in range(0, len(array), size):
+            yield array[start : start + size].astype(np.float32)
+
+
+def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int = WORKERS) -> Iterator[Result]:
+    """``function(item)`` for each of ``items``, in their order; few of them are in memory at a time.
+
+    PyTorch's own threads split single operations, which gains little for small batches and collapses on a busy machine:
+    here each of ``workers`` threads has an item of its own, and PyTorch one thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[Result]] = deque()
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)
