@@ -260,6 +260,11 @@ def params_from_range(low: ArrayLike, high: ArrayLike, spec: QuantSpec) -> QPara
             "One signed bit takes its scale from the mean magnitude, not from a range: use 2..8 bits."
         )
     _check_range(lows, highs)
+    with np.errstate(all="ignore"):  # whatever over- or underflows here makes a scale that QParams refuses
+        return _range_params(lows, highs, spec)
+
+
+def _range_params(lows: NDArray[np.float64], highs: NDArray[np.float64], spec: QuantSpec) -> QParams:
     if spec.symmetric:
         scale = np.maximum(np.abs(lows), np.abs(highs)) / spec.qmax
         return QParams(_as_scale(scale), np.zeros(scale.shape, np.int32))
@@ -280,9 +285,13 @@ def params_from_values(values: ArrayLike, spec: QuantSpec) -> QParams:
     Raises
     ------
     QuantizationError
-        A value is not finite, or a whole tensor or channel is zero.
+        There are no values, one is not finite, a whole tensor or channel is zero, or there is no such axis.
     """
     reals = np.asarray(values, np.float64)
+    if reals.size == 0:
+        raise QuantizationError(f"Cannot choose a scale for no values: the array has shape {reals.shape}.")
+    if isinstance(spec.granularity, PerAxis) and not 0 <= spec.granularity.axis < reals.ndim:
+        raise QuantizationError(f"There is no axis {spec.granularity.axis} in a tensor of shape {reals.shape}.")
     if not np.all(np.isfinite(reals)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(reals))[0])
         raise QuantizationError(f"Cannot choose a scale: the value at index {where} is {reals[where]}.")
@@ -324,9 +333,12 @@ def _check_range(low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
         )
     empty = (low == 0) & (high == 0)
     if np.any(empty):
-        where = "every value is 0" if empty.ndim == 0 else f"channel {int(np.argmax(empty))} holds only zeros"
+        if empty.ndim == 0:
+            raise QuantizationError(
+                "No scale can be chosen: every value is 0. Remove the dead layer, or train it again."
+            )
         raise QuantizationError(
-            f"No scale can be chosen: {where}. Remove the dead channel (prune it), "
+            f"No scale can be chosen: channel {int(np.argmax(empty))} holds only zeros. Remove the dead channel (prune it), "
             f"or use one scale for the whole tensor (per_channel=False)."
         )
 

@@ -66,14 +66,15 @@ class Requantizer:
     zero_point_inside: bool = False
 
     def __post_init__(self) -> None:
-        wanted: object = {RoundingRule.FLOAT32_EVEN: np.float32, RoundingRule.FLOAT64_AWAY: np.float64}.get(
-            self.rule, FixedPointMultiplier
-        )
-        given = (
-            type(self.multiplier) if isinstance(self.multiplier, FixedPointMultiplier) else self.multiplier.dtype.type
-        )
-        if given is not wanted:
+        floats = {RoundingRule.FLOAT32_EVEN: "float32 array", RoundingRule.FLOAT64_AWAY: "float64 array"}
+        wanted = floats.get(self.rule, "FixedPointMultiplier")
+        given = type(self.multiplier).__name__
+        if isinstance(self.multiplier, np.ndarray | np.generic):
+            given = f"{self.multiplier.dtype} array"
+        if given != wanted:
             raise QuantizationError(f"The rule {self.rule.name} takes a multiplier of {wanted}, got {given}.")
+        if not -128 <= self.zero_point <= 255:
+            raise QuantizationError(f"A zero point must be in -128..255, got {self.zero_point}.")
         if not isinstance(self.multiplier, FixedPointMultiplier) and not np.all(
             (self.multiplier > 0) & (self.multiplier < 2.0**LARGEST_EXPONENT)
         ):

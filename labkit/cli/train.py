@@ -26,7 +26,9 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="Threads of torch; another number gives slightly other weights.")
     ] = None,
-    augment: Annotated[bool, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")] = False,
+    augment: Annotated[
+        bool, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")
+    ] = False,
     resume: Annotated[bool, typer.Option(help="Go on where an earlier run in the same folder stopped.")] = True,
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
 ) -> None:

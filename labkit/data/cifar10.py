@@ -74,7 +74,7 @@ def load_cifar10(data_dir: str | Path | None = None, *, fetch: bool = True) -> D
         reason = f"CIFAR-10, downloaded to {root} because it was asked for by name."
     else:
         called, root = found
-        reason = f"CIFAR-10, found in {root} ({called})."
+        reason = f"CIFAR-10, found in {_shown(root)} ({called})."
     if not (root / _FOLDER).is_dir():
         _unpack(datasets.CIFAR10, root)
     try:
@@ -153,3 +153,11 @@ def _damage(cifar10: Any, root: Path) -> str:
         f"Delete that folder and get it again, for example with `{FETCH_COMMAND}`; "
         f"or use the digits that come with labkit: --data mnist5k."
     )
+
+
+def _shown(folder: Path) -> str:
+    """``folder`` as a reader may see it: a home folder is nobody's business."""
+    try:
+        return str(Path("~") / folder.relative_to(Path.home()))
+    except (ValueError, RuntimeError):  # elsewhere, or there is no home
+        return str(folder)

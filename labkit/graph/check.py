@@ -33,6 +33,7 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
     arity = {int_ops.Quantize: 0, int_ops.Add: 2, int_ops.Concat: None}.get(type(node.op), 1)
     if (arity is not None and len(inputs) != arity) or (arity is None and not inputs):
         raise ModelError(f"{node.name}: {type(node.op).__name__} takes {arity or 'some'} inputs, got {len(inputs)}.")
+    _check_window(node)
     shape = _output_shape(node, inputs)
     if shape != node.output.shape or min(shape, default=1) < 1:
         raise ModelError(
@@ -50,6 +51,24 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         raise ModelError(f"{node.name}: zero point {int(params.zero_point)} is outside {spec.qmin}..{spec.qmax}.")
     if not isinstance(node.op, int_ops.Quantize):
         _check_operation(node, inputs)
+
+
+def _check_window(node: IntNode) -> None:
+    """A kernel without bounds checks relies on this: a stride of 0 or a negative padding would read outside its input."""
+    op = node.op
+    if isinstance(op, int_ops.Conv2d | int_ops.Linear):
+        axes = 4 if isinstance(op, int_ops.Conv2d) else 2
+        if op.weight.values.ndim != axes:
+            raise ModelError(f"{node.name}: its weights need {axes} axes, got shape {op.weight.values.shape}.")
+    if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d):
+        kernel = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
+        dilation = (1, 1) if isinstance(op, int_ops.AveragePool2d) else op.dilation
+        edges = (*op.padding[0], *op.padding[1])
+        if min(*kernel, *op.stride, *dilation) < 1 or min(edges) < 0:
+            raise ModelError(
+                f"{node.name}: kernel {tuple(kernel)}, stride {op.stride} and dilation {dilation} must be at least 1, "
+                f"padding {op.padding} at least 0."
+            )
 
 
 def _output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
@@ -133,8 +152,8 @@ def _check_windows(node: IntNode, op: int_ops.MaxPool2d, shape: tuple[int, ...])
     for axis in range(2):
         for position in range(node.output.shape[1 + axis]):
             start = position * op.stride[axis] - op.padding[axis][0]
-            taps = range(start, start + op.kernel[axis] * op.dilation[axis], op.dilation[axis])
-            if not any(0 <= tap < shape[1 + axis] for tap in taps):
+            first = max(0, -(start // op.dilation[axis]))  # the first tap that is not before the image
+            if first >= op.kernel[axis] or start + first * op.dilation[axis] >= shape[1 + axis]:
                 raise ModelError(
                     f"{node.name}: window {position} of the max-pool lies wholly in the padding. Pad less."
                 )

@@ -72,7 +72,7 @@ class FloatGraph:
         return tuple(n for n in self.nodes if name in n.inputs)
 
     def validate(self) -> None:
-        """Check names, order, parameter shapes and finiteness.
+        """Check names, order, and that every parameter is finite.
 
         Raises
         ------

@@ -3,7 +3,8 @@ r"""``.lab`` files: a magic word, a version, a JSON header that describes the gr
     offset 0   8 bytes  b"labkit\0\n"
            8   4 bytes  version, little-endian
           12   8 bytes  length of the header in bytes
-          20            header, UTF-8 JSON: the SHA-256 of the body and the graph's nodes
+          20  32 bytes  SHA-256 of header and body
+          52            header, UTF-8 JSON: the graph's nodes
                         body, safetensors
 
 Nothing in a file is executed: the header names classes from a fixed list, and arrays are plain numbers. Weights of four
@@ -35,7 +36,7 @@ __all__ = ["VERSION", "dumps", "load", "loads", "save"]
 
 MAGIC = b"labkit\0\n"
 VERSION = 1
-_HEAD = struct.Struct("<8sIQ")
+_HEAD = struct.Struct("<8sIQ32s")
 _LARGEST_HEADER = 64 * 2**20
 
 _CLASSES = {
@@ -82,13 +83,12 @@ def dumps(graph: IntGraph) -> bytes:
     nodes = [_encode(node, node.name, arrays) for node in graph.nodes]
     body = save_tensors(arrays)
     header = {
-        "sha256": hashlib.sha256(body).hexdigest(),
         "outputs": list(graph.outputs),
         "notes": dict(graph.notes),
         "nodes": nodes,
     }
     text = json.dumps(header, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return _HEAD.pack(MAGIC, VERSION, len(text)) + text + body
+    return _HEAD.pack(MAGIC, VERSION, len(text), hashlib.sha256(text + body).digest()) + text + body
 
 
 def loads(data: bytes, name: str = "the data") -> IntGraph:
@@ -101,24 +101,27 @@ def loads(data: bytes, name: str = "the data") -> IntGraph:
     """
     from safetensors.numpy import load as load_tensors
 
-    if len(data) < _HEAD.size or data[:8] != MAGIC:
+    if data[:8] != MAGIC:
         raise ModelError(
             f"{name} is not a .lab file: it does not start with labkit's mark. Make one with `labkit quantize`."
         )
-    _, version, length = _HEAD.unpack_from(data)
+    if len(data) < _HEAD.size:
+        raise ModelError(f"{name} is cut off inside its header. Copy it again, or quantize the network again.")
+    _, version, length, digest = _HEAD.unpack_from(data)
     if version != VERSION:
         raise ModelError(
             f"{name} has version {version}, this labkit reads version {VERSION}. Quantize the network again."
         )
     if length > min(len(data) - _HEAD.size, _LARGEST_HEADER):
         raise ModelError(f"{name} is cut off inside its header. Copy it again, or quantize the network again.")
-    body = data[_HEAD.size + length :]
+    if hashlib.sha256(memoryview(data)[_HEAD.size :]).digest() != digest:
+        raise ModelError(f"{name} is damaged or cut off: it does not match its checksum. Copy it again.")
     try:
         header = json.loads(data[_HEAD.size : _HEAD.size + length])
-        if hashlib.sha256(body).hexdigest() != header["sha256"]:
-            raise ModelError(f"{name} is damaged: its body does not match its checksum. Copy it again.")
-        arrays = load_tensors(body)
+        arrays = load_tensors(data[_HEAD.size + length :])
         nodes = tuple(_decode(node, arrays) for node in header["nodes"])
+        if not all(isinstance(node.name, str) for node in nodes):
+            raise ModelError("A node's name must be text.")
         return IntGraph(nodes, tuple(header["outputs"]), header["notes"])
     except LabkitError as error:
         raise ModelError(error if name in str(error) else f"{name} does not hold a sound network. {error}") from error
@@ -152,6 +155,8 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> A
 def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item, arrays) for item in value)
+    if isinstance(value, float):
+        raise ModelError(f"A graph holds whole numbers outside its arrays, got {value}.")
     if not isinstance(value, dict):
         return value
     if "array" in value:

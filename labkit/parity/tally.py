@@ -33,9 +33,9 @@ class Tally:
     def tensor(
         self, name: str, expected: NDArray[np.generic], got: NDArray[np.generic] | None, first_image: int
     ) -> None:
-        """Compare what node ``name`` put out for a batch: arrays ``expected`` and ``got`` [N, ...]; None is absent.
+        """Compare what node ``name`` put out for a batch: arrays ``expected`` and ``got`` [N, ...], any dtype.
 
-        ``first_image`` is the number of the batch's first image, for the index of a difference.
+        None is a tensor that is absent; ``first_image`` is the number of the batch's first image, for the index of a difference.
         """
         if got is None or expected.shape != got.shape:
             self.missing(f"tensor {name}", f"shape {expected.shape}", "absent" if got is None else f"shape {got.shape}")

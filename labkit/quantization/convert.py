@@ -158,7 +158,10 @@ def _output(node: FloatNode, inputs: list[Tensor], calibration: Calibration, pla
         raise QuantizationError(
             f"The calibration knows no tensor {node.name!r}; it has {', '.join(calibration.ranges)}. Calibrate this network."
         )
-    params = params_from_range(*calibration.ranges[node.name], spec)
+    try:
+        params = params_from_range(*calibration.ranges[node.name], spec)
+    except QuantizationError as error:
+        raise QuantizationError(f"{node.name}, activations: {error}") from error
     if isinstance(op, float_ops.Input):
         return Tensor(tuple(op.shape), spec, params)
     if isinstance(op, float_ops.Conv2d | float_ops.AveragePool2d):

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from labkit.arithmetic.affine import PerAxis, PerTensor, QuantSpec
 from labkit.errors import QuantizationError
 from labkit.files import write_atomically
@@ -50,14 +52,18 @@ class BitPlan:
     weight_ranges: str = "minmax"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
-        object.__setattr__(self, "activations", MappingProxyType(dict(self.activations)))
-        for kind, table, lowest in (("weight", self.weights, 1), ("activation", self.activations, 2)):
+        for kind, lowest in (("weights", 1), ("activations", 2)):
+            table = dict(getattr(self, kind))
             for name, bits in table.items():
-                if not isinstance(bits, int) or isinstance(bits, bool) or not lowest <= bits <= 8:
+                if not isinstance(bits, int | np.integer) or isinstance(bits, bool) or not lowest <= bits <= 8:
                     raise QuantizationError(
-                        f"{name}: {kind} bits must be an integer in {lowest}..8, got {bits!r}. Choose from {lowest} to 8."
+                        f"{name}: {kind[:-1]} bits must be an integer in {lowest}..8, got {bits!r}. "
+                        f"Choose from {lowest} to 8."
                     )
+            frozen = MappingProxyType({name: int(bits) for name, bits in table.items()})
+            object.__setattr__(self, kind, frozen)
+        if not isinstance(self.per_channel, bool):
+            raise QuantizationError(f"per_channel must be true or false, got {self.per_channel!r}.")
         for what, got, allowed in (
             ("activation_scheme", self.activation_scheme, ACTIVATION_SCHEMES),
             ("weight_ranges", self.weight_ranges, WEIGHT_RANGES),
@@ -86,15 +92,6 @@ class BitPlan:
             {name: 8 if name in borders and activations in range(2, 9) else activations for name in tensors},
             **options,
         )
-
-    @property
-    def label(self) -> str:
-        """Short name such as ``W4A8``; mixed bits show as a range, ``W2-8A8``. The network's borders are not counted."""
-        tables = (sorted(set(self.weights.values())), sorted(set(self.activations.values())))
-        weights = tables[0]
-        activations = [b for b in tables[1] if b != 8] or [8]
-        text = [str(t[0]) if len(t) == 1 else f"{t[0]}-{t[-1]}" for t in (weights, activations)]
-        return f"W{text[0]}A{text[1]}"
 
     def weight_spec(self, layer: str) -> QuantSpec:
         """The grid of the weights of ``layer``: signed, symmetric, narrow; scales along axis 0 where per channel.

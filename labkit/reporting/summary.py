@@ -38,7 +38,7 @@ def _is_float(row: AccuracyRow) -> bool:
 
 
 def reference_row(rows: Sequence[AccuracyRow], row: AccuracyRow) -> AccuracyRow | None:
-    """The float row that ``row`` is measured against, or None where there is none.
+    """The float row among ``rows`` that ``row`` is measured against, or None where there is none.
 
     It is the first row of 32-bit weights and activations in the same section, because a section may have a network of
     its own (the bias section has); a section without one is measured against the first float row of all.
@@ -49,7 +49,7 @@ def reference_row(rows: Sequence[AccuracyRow], row: AccuracyRow) -> AccuracyRow 
 
 
 def change(rows: Sequence[AccuracyRow], row: AccuracyRow) -> float | None:
-    """Accuracy of ``row`` less that of its reference, in percentage points; None for a reference itself."""
+    """Accuracy of ``row`` less that of its reference among ``rows``, in percentage points; None for a reference itself."""
     reference = reference_row(rows, row)
     return None if reference is None or reference is row else row.accuracy - reference.accuracy
 

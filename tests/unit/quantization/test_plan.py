@@ -27,7 +27,6 @@ def test_uniform_bits_keep_8_at_the_borders() -> None:
     plan = BitPlan.uniform(GRAPH, 4, 3)
     assert dict(plan.weights) == {"stem": 4, "depthwise": 4, "fc": 4}
     assert dict(plan.activations) == {"x": 8, "stem": 3, "depthwise": 3, "add": 3, "cat": 3, "mean": 3, "fc": 8}
-    assert plan.label == "W4A3"
     assert tuple(plan.activations) == tensor_names(GRAPH)
 
 
@@ -35,18 +34,6 @@ def test_the_border_is_where_the_outputs_scale_comes_from() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten())
     plan = BitPlan.uniform(simplify(from_torch(module, (3, 8, 8))), 2, 2)
     assert dict(plan.activations) == {"input_1": 8, "0": 2, "1": 8}
-
-
-@pytest.mark.parametrize(
-    ("weights", "activations", "label"),
-    [
-        ({"a": 8, "b": 8}, {"x": 8, "y": 8}, "W8A8"),
-        ({"a": 2, "b": 8, "c": 4}, {"x": 8, "y": 8}, "W2-8A8"),
-        ({"a": 4}, {"x": 8, "y": 3, "z": 5}, "W4A3-5"),
-    ],
-)
-def test_labels(weights: dict[str, int], activations: dict[str, int], label: str) -> None:
-    assert BitPlan(weights, activations).label == label
 
 
 def test_grids_of_weights_and_activations() -> None:
