@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.errors import InputError
+from labkit.errors import InputError, UnsupportedOperation
 from labkit.graph import storage
 from labkit.graph.ir import IntGraph
 from labkit.kernels.kernel_set import REFERENCE, KernelSet
@@ -44,7 +44,8 @@ class IntegerNet:
         Parameters
         ----------
         x : array or tensor [N, ...], or a dict of them by input name
-            Float32 (float64 and integers are converted), any batch size, in the layout of the module the net was made from.
+            Float32 (float64 is converted; pixels must be normalised first), any batch size, in the layout of the module
+            that the net was made from.
         kernels : "numba", "reference" or a KernelSet
             The fast tier, the readable one, or your own functions node by node. All give the same integers.
 
@@ -64,7 +65,7 @@ class IntegerNet:
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
     def trace(self, x: Any, kernels: str | KernelSet = "numba") -> dict[str, NDArray[np.generic]]:
-        """Copies of every node's tensor by name, and by the names of the nodes that were fused into it.
+        """Every node's tensor by name, and again by the names of the nodes that were fused into it.
 
         ``x`` and ``kernels`` as in `run`. Integers in the tensor's own dtype, float32 after the last node; the
         layout is (N, C, H, W).
@@ -89,6 +90,26 @@ class IntegerNet:
             The file cannot be written.
         """
         storage.save(self.graph, path)
+
+    def to_onnx(self, path: str | Path, style: str = "qdq") -> None:
+        """Export to ONNX at ``path``, in the given ``style``; not in this version.
+
+        Raises
+        ------
+        UnsupportedOperation
+            Always.
+        """
+        raise UnsupportedOperation(f"This version of labkit cannot export to ONNX ({path}, {style}); save a .lab file.")
+
+    def to_tflite(self, path: str | Path) -> None:
+        """Export to TFLite at ``path``; not in this version.
+
+        Raises
+        ------
+        UnsupportedOperation
+            Always.
+        """
+        raise UnsupportedOperation(f"This version of labkit cannot export to TFLite ({path}); save a .lab file.")
 
     def _inputs(self, x: Any) -> dict[str, NDArray[np.float32]]:
         names = self.graph.inputs
@@ -138,14 +159,22 @@ class IntegerNet:
         return {name: whole[carrier] for name, carrier in self.graph.carriers().items()}
 
 
-def load(path: str | Path) -> IntegerNet:
+def load(path: str | Path, like: str | None = None) -> IntegerNet:
     """Read an integer network from the ``.lab`` file at ``path``.
+
+    ``like`` names the runtime whose rounding rules the net shall follow; in this version only "labkit", as saved.
 
     Raises
     ------
     ModelError
         There is no such file, or it is not a whole ``.lab`` file of a version that this labkit reads.
+    UnsupportedOperation
+        It is an ONNX or TFLite file, or ``like`` names another runtime.
     """
+    if Path(path).suffix.lower() in (".onnx", ".tflite"):
+        raise UnsupportedOperation(f"{path}: this version of labkit reads .lab files only, not ONNX or TFLite.")
+    if like not in (None, "labkit"):
+        raise UnsupportedOperation(f'This version of labkit runs nets like "labkit" only, not like {like!r}.')
     return IntegerNet(storage.load(path))
 
 
@@ -153,8 +182,11 @@ def _checked(name: str, x: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
     if hasattr(x, "detach"):
         x = x.detach().cpu().numpy()
     array = np.asarray(x)
-    if array.dtype.kind not in "fiu":
-        raise InputError(f"Input {name!r} must hold numbers, got {array.dtype}.")
+    if array.dtype.kind != "f":
+        raise InputError(
+            f"Input {name!r} must hold real numbers (float32), got {array.dtype}. Pixels are normalised as they were for the "
+            f"float network first: for labkit's own networks x = pixels / 127.5 - 1."
+        )
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
         hint = (
             " Add a batch axis: x[None]."

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from labkit.arithmetic.frozen import frozen_array
 from labkit.errors import QuantizationError
 
 __all__ = [
@@ -111,7 +112,7 @@ class QuantSpec:
         return f"{sign}{self.bits}{where}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QParams:
     """``real = scale * (q - zero_point)``.
 
@@ -140,11 +141,11 @@ class QParams:
                 f"A scale must be finite and at least {_SMALLEST_SCALE:.3g}, got {worst}. "
                 f"The values it was made from are all zero, far too small, or not finite."
             )
-        object.__setattr__(self, "scale", scale)
-        object.__setattr__(self, "zero_point", zero_point)
+        object.__setattr__(self, "scale", frozen_array(scale))
+        object.__setattr__(self, "zero_point", frozen_array(zero_point))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class QTensor:
     """Integers with their meaning: ``values`` (dtype ``spec.dtype``, any shape), ``params`` and ``spec``.
 
@@ -170,6 +171,7 @@ class QTensor:
             if self.spec.is_binary and not np.all(self.values):
                 raise QuantizationError("A binary tensor holds -1 and +1 only, got 0.")
         _aligned(self.params.scale, self.values.shape, self.spec)
+        object.__setattr__(self, "values", frozen_array(self.values))
 
     def dequantized(self) -> NDArray[np.float32]:
         """The real values that the integers stand for (float32, same shape)."""

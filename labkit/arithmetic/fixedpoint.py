@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from labkit.arithmetic.frozen import frozen_array
 from labkit.errors import BoundError, QuantizationError
 
 __all__ = ["LARGEST_EXPONENT", "FixedPointMultiplier"]
@@ -16,7 +17,7 @@ LARGEST_EXPONENT = 30  # so that the right shift 31 - exponent stays at least 1
 SMALLEST_EXPONENT = -31  # below it even the largest accumulator rounds to 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FixedPointMultiplier:
     """``real = mantissa * 2 ** (exponent - 31)`` (eq. 11).
 
@@ -42,8 +43,8 @@ class FixedPointMultiplier:
             raise QuantizationError("A mantissa must be 0 or in [2**30, 2**31): make it with from_real.")
         if np.any((exponent < SMALLEST_EXPONENT) | (exponent > LARGEST_EXPONENT)):
             raise QuantizationError(f"An exponent must be in {SMALLEST_EXPONENT}..{LARGEST_EXPONENT}.")
-        object.__setattr__(self, "mantissa", mantissa)
-        object.__setattr__(self, "exponent", exponent)
+        object.__setattr__(self, "mantissa", frozen_array(mantissa))
+        object.__setattr__(self, "exponent", frozen_array(exponent))
 
     @classmethod
     def from_real(cls, real: ArrayLike) -> FixedPointMultiplier:

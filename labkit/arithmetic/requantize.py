@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.fixedpoint import LARGEST_EXPONENT, FixedPointMultiplier
+from labkit.arithmetic.frozen import frozen_array
 from labkit.errors import BoundError, QuantizationError
 
 __all__ = ["Requantizer", "RoundingRule", "round_half_away", "scale_and_round"]
@@ -43,7 +44,7 @@ class RoundingRule(Enum):
         return self not in (RoundingRule.FLOAT32_EVEN, RoundingRule.FLOAT64_AWAY)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Requantizer:
     """``q = clamp(round(multiplier * accumulator) + zero_point)`` under a named rule (eq. 10).
 
@@ -79,6 +80,8 @@ class Requantizer:
             (self.multiplier > 0) & (self.multiplier < 2.0**LARGEST_EXPONENT)
         ):
             raise QuantizationError(f"Multipliers must be positive and below 2**{LARGEST_EXPONENT}. Check the scales.")
+        if not isinstance(self.multiplier, FixedPointMultiplier):
+            object.__setattr__(self, "multiplier", frozen_array(self.multiplier))
         low, high = self.clamp
         if not -128 <= low <= high <= 255:
             raise QuantizationError(f"A clamp must run upwards inside -128..255, got {low}..{high}.")

@@ -27,6 +27,7 @@ def quantize(
     rounding: Annotated[str, typer.Option(help="Weight rounding: nearest.")] = "nearest",
     method: Annotated[str | None, typer.Option(help="A preset that fills the rest: minmax or 3sigma.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A bit plan in JSON: bits layer by layer.")] = None,
+    write_plan: Annotated[Path | None, typer.Option(help="Write the bit plan that was used to this file.")] = None,
     per_channel: Annotated[bool, typer.Option(help="One weight scale for each output channel, or each layer.")] = True,
     activation_scheme: Annotated[str, typer.Option(help="affine or symmetric.")] = "affine",
     images: Annotated[int, typer.Option(help="How many calibration images.", min=1)] = 512,
@@ -58,8 +59,12 @@ def quantize(
             plan=None if plan is None else BitPlan.load(plan),
             per_channel=per_channel,
             activation_scheme=activation_scheme,
-        ).with_notes(model=model, data=trained_on, weights=None if weights_file is None else str(weights_file))
+        ).with_notes(data=data)
+        if weights_file is None and ":" not in model:  # so that `labkit verify` finds the float net by itself
+            net = net.with_notes(model=model, trained_on=trained_on)
         net.save(output)
+        if write_plan is not None:
+            BitPlan.from_json(net.graph.notes["plan"]).save(write_plan)
     found = costs(net.graph)
     console.print(str(net), highlight=False, soft_wrap=True, markup=False)
     console.print(

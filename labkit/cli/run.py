@@ -24,6 +24,7 @@ def run(
     from rich.console import Console
 
     from labkit.cli.sources import read_array
+    from labkit.errors import InputError
     from labkit.files import make_folder, write_atomically
     from labkit.net import load
 
@@ -32,6 +33,10 @@ def run(
         np.save(buffer, array)
         return buffer.getvalue()
 
+    if output_file.suffix != ".npy":
+        raise InputError(f"The result is a NumPy array: --output must end in .npy, got {output_file}.")
+    if output_file.resolve() in (net.resolve(), input_file.resolve()):
+        raise InputError(f"--output {output_file} would overwrite what is read. Choose another name.")
     make_folder(output_file.parent)
     if trace is not None:
         make_folder(trace)

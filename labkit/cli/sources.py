@@ -53,7 +53,10 @@ def find_images(data: str, data_dir: Path | None, count: int, size: int, part: s
         return loaded.calibration(count) if part == "train" else loaded.test(count)[0]
     path = Path(data)
     if path.suffix == ".npy":
-        return read_array(path)[:count]
+        images = read_array(path)
+        if images.ndim < 2:
+            raise InputError(f"{path} must hold images with a batch axis, [N, ...], got shape {images.shape}.")
+        return images[:count]
     from labkit.data.folder import load_folder
 
     return load_folder(path, size, count)

@@ -31,8 +31,10 @@ def verify(
 
     from rich.console import Console
 
+    from labkit import data as data_sets
+    from labkit import models
     from labkit.cli.progress import progress_bars
-    from labkit.cli.sources import find_images, find_module, read_array
+    from labkit.cli.sources import find_module, read_array
     from labkit.errors import InputError
     from labkit.files import make_folder, write_atomically
     from labkit.net import load
@@ -43,13 +45,20 @@ def verify(
         raise InputError(f"A net can be verified against torch, got {against!r}.")
     if json_file is not None:
         make_folder(json_file.parent)
-    integer_net = load(net)
-    notes = integer_net.graph.notes
-    data = notes.get("data") or "auto"
-    name = model or notes.get("model")
-    module = None if name is None else find_module(name, weights or _path(notes.get("weights")), data)
-    x = read_array(input_file)[:images] if input_file else find_images(data, data_dir, images, 32, "test")
     console = Console()
+    integer_net = load(net)
+    saved, trained_on = (str(integer_net.graph.notes.get(key)) for key in ("model", "trained_on"))
+    known = saved in models.names() and trained_on in models.data_for(saved)
+    if model is None and not known:  # a file never says which code to run
+        console.print("No float model is given, so the net's own integers are compared: see --model.", soft_wrap=True)
+    trained_on = trained_on if known else data_sets.resolve("auto", data_dir)
+    module = find_module(model or saved, weights, trained_on) if model or known else None
+    if input_file is not None:
+        x = read_array(input_file)[:images]
+    elif known or model in models.names():
+        x = data_sets.load(trained_on, data_dir=data_dir, download=False).test(images)[0]
+    else:
+        raise InputError(f"{net} does not say which images it is for: give some, --input X.npy.")
     with progress_bars(console) as tell:
         report = compare(integer_net, module, x, kernels, lambda done: tell("Compare", done, len(x)))
     console.print(certificate_panel({net.name: report}))
@@ -58,7 +67,3 @@ def verify(
         write_atomically(json_file, json.dumps(report.to_json(), indent=1) + "\n")
     if not report.passed:
         raise typer.Exit(1)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)

@@ -1,7 +1,7 @@
 """`Arena`: the memory in which one thread runs a prepared network, and its kernel calls bound to that memory.
 
 Arenas are made on first use, one for each thread, network and number of images. From then on a run makes no buffers,
-only the arrays that it returns.
+only the arrays that it returns. A trace has an arena of its own, in which every tensor is kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from labkit.engine.memory import slot_bytes
 from labkit.engine.plan import TABLES, Prepared
 from labkit.kernels.fast.conv import BLOCK
 from labkit.kernels.fast.packing import aligned_zeros
@@ -27,36 +28,40 @@ _of_this_thread = threading.local()
 class Arena:
     """Buffers for ``capacity`` images and the calls that use them.
 
-    buffers : one array [capacity, height, width, channels] for each of ``prepared.buffers``
+    buffers : one array [capacity, height, width, channels] for each of ``prepared.buffers``, scratch as it is
+    bytes : of all memory
     calls : (node, kernel, arguments after the number of images) in running order
     """
 
-    def __init__(self, prepared: Prepared, capacity: int) -> None:
-        shared = max((buffer.bytes for buffer in prepared.buffers if buffer.dtype is np.int32), default=0)
-        sums = aligned_zeros((capacity * shared // 4,), np.int32)  # sums are read at once, so all layers share them
+    def __init__(self, prepared: Prepared, capacity: int, keeps_all: bool) -> None:
+        slots = range(len(prepared.buffers)) if keeps_all else prepared.slots
+        sizes = slot_bytes(prepared.buffers, slots, capacity)
+        memory = [aligned_zeros((size,), np.uint8) for size in sizes]
         self.buffers: list[NDArray[Any]] = []
-        for buffer in prepared.buffers:
-            shape = (capacity, *buffer.shape)
-            if buffer.dtype is np.int32:
-                self.buffers.append(sums[: int(np.prod(shape))].reshape(shape))
-            else:
-                self.buffers.append(aligned_zeros(shape, buffer.dtype))
+        for buffer, slot in zip(prepared.buffers, slots, strict=True):
+            shape = (capacity, *buffer.shape) if buffer.is_per_image else buffer.shape
+            size = int(np.prod(shape)) * np.dtype(buffer.dtype).itemsize
+            self.buffers.append(memory[slot][:size].view(buffer.dtype).reshape(shape))
+        self.bytes = sum(sizes)
         tables = aligned_zeros((2, BLOCK), np.int64)
         self.calls: list[tuple[str, Callable[..., int], tuple[Any, ...]]] = []
         for step in prepared.steps:
             kernel = step.kernel_for_one if capacity == 1 and step.kernel_for_one else step.kernel
-            memory = tuple(tables if number == TABLES else self.buffers[number] for number in step.buffers)
-            arguments = (*memory, *step.constants)
+            given = tuple(tables if number == TABLES else self.buffers[number] for number in step.buffers)
+            arguments = (*given, *step.constants)
             self.calls.append((step.node, entry_point(kernel, (capacity, *arguments)), arguments))
 
 
-def arena_for(prepared: Prepared, images: int) -> Arena:
-    """This thread's arena for ``images`` of ``prepared``: a small one for a single image, else that of a chunk."""
-    arenas: WeakKeyDictionary[Prepared, dict[int, Arena]] | None = getattr(_of_this_thread, "arenas", None)
+def arena_for(prepared: Prepared, images: int, keeps_all: bool = False) -> Arena:
+    """This thread's arena for ``images`` of ``prepared``: a small one for a single image, else that of a chunk.
+
+    With ``keeps_all`` no two tensors share memory, so that every one can be read after a run.
+    """
+    arenas: WeakKeyDictionary[Prepared, dict[tuple[int, bool], Arena]] | None = getattr(_of_this_thread, "arenas", None)
     if arenas is None:
         arenas = _of_this_thread.arenas = WeakKeyDictionary()  # an arena goes with its network
-    by_capacity = arenas.setdefault(prepared, {})
-    capacity = 1 if images == 1 else prepared.chunk
-    if capacity not in by_capacity:
-        by_capacity[capacity] = Arena(prepared, capacity)
-    return by_capacity[capacity]
+    by_kind = arenas.setdefault(prepared, {})
+    kind = (1 if images == 1 else prepared.chunk, keeps_all)
+    if kind not in by_kind:
+        by_kind[kind] = Arena(prepared, *kind)
+    return by_kind[kind]

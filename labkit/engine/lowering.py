@@ -9,20 +9,36 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.requantize import Requantizer
-from labkit.engine.plan import TABLES, Place, Plan, Step
+from labkit.engine.plan import TABLES, Buffer, Place, Plan, Route, Step
 from labkit.errors import UnsupportedOperation
 from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntNode
 from labkit.graph.shapes import Padding
-from labkit.kernels.fast import direct, elementwise, pool
-from labkit.kernels.fast.conv import Windows, byte_offsets, conv2d, conv2d_sums, linear_one
-from labkit.kernels.fast.packing import channels_first_order, epilogue_fits, pack_epilogue, pack_panels, rounded_up
-from labkit.kernels.fast.requantize import REQUANTIZE, Patch, multiplier_tables
+from labkit.kernels.fast import conv3x3, direct, elementwise, pool, winograd
+from labkit.kernels.fast.conv import CONV2D, LINEAR_ONE, Windows, byte_offsets, conv2d_sums
+from labkit.kernels.fast.depthwise import DEPTHWISE, DEPTHWISE_SUMS, tap_offsets
+from labkit.kernels.fast.finish import CHANNELS
+from labkit.kernels.fast.packing import (
+    NO_EPILOGUE,
+    channels_first_order,
+    epilogue_fits,
+    pack_epilogue,
+    pack_panels,
+    pack_taps,
+    rounded_up,
+)
+from labkit.kernels.fast.requantize import REQUANTIZE, REQUANTIZE_VECTORS, Patch, multiplier_tables
 
 __all__ = ["lower"]
 
 _INT16 = 2  # bytes
+_LARGEST_ACTIVATION = np.array([255])  # in magnitude, zero point subtracted
+
+# From so many bytes of transformed weights on, and with fewer tiles than this to use them, reading F4's weights (8 bytes
+# for each of the network's) takes longer than the products that F2 (3.6 bytes) does more; measured
+_LARGE_WEIGHTS = 1 << 20
+_FEW_TILES = 24
 
 
 def lower(plan: Plan, node: IntNode) -> None:
@@ -57,18 +73,12 @@ def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
     weights = _centred(op, plan, node)
     windows = _windows(x, y, op.stride, op.padding)
     kernel = (weights.shape[2], weights.shape[3])
-    taps = direct.Taps(*kernel, *op.dilation)
     if op.groups > 1:
-        sums = _sums_buffer(plan, y)
-        result = windows._replace(into_top=0, into_left=0)
-        if op.groups == weights.shape[0] == x.image[0]:
-            packed = np.ascontiguousarray(weights[:, 0].transpose(1, 2, 0))
-            plan.steps.append(Step(node.name, direct.depthwise_sums, (x.buffer, sums), (packed, taps, result)))
-        else:
-            packed = np.ascontiguousarray(weights.transpose(0, 2, 3, 1))
-            constants = (packed, op.groups, taps, result)
-            plan.steps.append(Step(node.name, direct.grouped_sums, (x.buffer, sums), constants))
-        _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+        _grouped(plan, node, x, y, weights, windows)
+        return
+    transform = _transform_for(plan, node, x, y, weights)
+    if transform is not None:
+        _winograd(plan, node, x, y, weights, transform, windows)
         return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
     runs = byte_offsets(kernel, op.dilation, buffer_w * lanes * _INT16, lanes * _INT16)
@@ -82,7 +92,8 @@ def _(op: int_ops.Linear, plan: Plan, node: IntNode) -> None:
     if len(node.output.shape) != 1:
         raise _unsupported(node, f"a Linear layer puts out one row of numbers for each image, not {node.output.shape}")
     x, y = plan.source(node), plan.new_place(node)
-    stored = (*plan.buffers[x.buffer].shape, *x.corner)
+    height, width, lanes = plan.buffers[x.buffer].shape
+    stored = (height, width, lanes, *x.corner)
     weights = channels_first_order(_centred(op, plan, node), x.image, stored)
     windows = Windows(1, 1, 1, 1, 0, 0, *y.corner)
     _multiply(plan, node, x, y, weights[:, None, :], np.zeros(1, np.int64), windows)
@@ -115,14 +126,13 @@ def _(op: int_ops.AveragePool2d, plan: Plan, node: IntNode) -> None:
 def _(op: int_ops.Add, plan: Plan, node: IntNode) -> None:
     a, b, y = plan.source(node, 0), plan.source(node, 1), plan.new_place(node)
     clamp = (int(op.clamp[0]) - op.zero_point, int(op.clamp[1]) - op.zero_point)
-    constants = (
-        op.multipliers.astype(np.int64),
-        int(op.shift),
-        clamp,
-        b.corner,
-        _patch(a, y),
-    )
-    plan.steps.append(Step(node.name, elementwise.add, (a.buffer, b.buffer, y.buffer), constants))
+    buffers, rest = (a.buffer, b.buffer, y.buffer), (clamp, b.corner, _patch(a, y))
+    split = elementwise.split_multipliers(op.multipliers, int(op.shift))
+    if split is not None:
+        plan.steps.append(Step(node.name, elementwise.add_vectors, buffers, (*split, *rest)))
+        return
+    constants = (op.multipliers.astype(np.int64), int(op.shift), *rest)
+    plan.steps.append(Step(node.name, elementwise.add, buffers, constants))
 
 
 @_lower.register
@@ -170,7 +180,34 @@ def _patch(x: Place, y: Place) -> Patch:
 
 def _sums_buffer(plan: Plan, y: Place) -> int:
     channels, height, width = y.image
-    return plan.add_buffer((height, width, rounded_up(channels)), np.int32)
+    return plan.add_buffer(Buffer((height, width, rounded_up(channels)), np.int32))
+
+
+def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.int16], windows: Windows) -> None:
+    """A convolution in groups: by the depthwise tile where each channel is a group, else in plain loops."""
+    op = node.op
+    assert isinstance(op, int_ops.Conv2d)
+    kernel = (weights.shape[2], weights.shape[3])
+    into_sums = windows._replace(into_top=0, into_left=0)
+    if not op.groups == weights.shape[0] == x.image[0]:
+        sums = _sums_buffer(plan, y)
+        packed = np.ascontiguousarray(weights.transpose(0, 2, 3, 1))
+        plain = (packed, op.groups, direct.Taps(*kernel, *op.dilation), into_sums)
+        plan.steps.append(Step(node.name, direct.grouped_sums, (x.buffer, sums), plain))
+        _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+        return
+    _, buffer_w, lanes = plan.buffers[x.buffer].shape
+    taps = tap_offsets(kernel, op.dilation, buffer_w * lanes * _INT16, lanes * _INT16)
+    panels = pack_taps(weights.reshape(weights.shape[0], -1))
+    if _finishes_in_registers(plan, node, weights):
+        epilogue, clamp = pack_epilogue(op.bias, op.requantizer), _centred_clamp(op.requantizer)
+        fused = (panels, epilogue, taps, clamp, windows)
+        plan.steps.append(Step(node.name, DEPTHWISE[op.requantizer.rule], (x.buffer, y.buffer, TABLES), fused))
+        return
+    sums = _sums_buffer(plan, y)
+    constants = (panels, NO_EPILOGUE, taps, (0, 0), into_sums)
+    plan.steps.append(Step(node.name, DEPTHWISE_SUMS, (x.buffer, sums, TABLES), constants))
+    _requantize_sums(plan, node, sums, op.requantizer, op.bias)
 
 
 def _multiply(
@@ -185,22 +222,96 @@ def _multiply(
     """The tile over ``weights`` [O, runs, run length], finished in registers where the rule and the bounds allow it."""
     op = node.op
     assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
-    spec, params = plan.graph[node.inputs[0]].output.quantized
-    zero_point = int(params.zero_point)
-    bound = accumulator_bound(weights, spec.qmin - zero_point, spec.qmax - zero_point, op.bias)
     panels = pack_panels(weights)
-    if not epilogue_fits(op.requantizer, bound):
+    if not _finishes_in_registers(plan, node, weights):
         sums = _sums_buffer(plan, y)
         constants = (panels, runs, windows._replace(into_top=0, into_left=0))
         plan.steps.append(Step(node.name, conv2d_sums, (x.buffer, sums, TABLES), constants))
         _requantize_sums(plan, node, sums, op.requantizer, op.bias)
         return
-    low, high = op.requantizer.clamp
-    offset = op.requantizer.zero_point
-    clamp = (int(low - offset), int(high - offset))
-    fused = (panels, pack_epilogue(op.bias, op.requantizer), runs, clamp, windows)
-    for_one = linear_one if isinstance(op, int_ops.Linear) else None
-    plan.steps.append(Step(node.name, conv2d, (x.buffer, y.buffer, TABLES), fused, for_one))
+    fused = (panels, pack_epilogue(op.bias, op.requantizer), runs, _centred_clamp(op.requantizer), windows)
+    rule = op.requantizer.rule
+    for_one = LINEAR_ONE[rule] if isinstance(op, int_ops.Linear) else None
+    plan.steps.append(Step(node.name, CONV2D[rule], (x.buffer, y.buffer, TABLES), fused, for_one))
+
+
+def _transform_for(
+    plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.int16]
+) -> winograd.Transform | None:
+    """The Winograd transform that is exact for this convolution and wanted by the plan's route, or None: direct."""
+    op = node.op
+    assert isinstance(op, int_ops.Conv2d)
+    lanes = plan.buffers[x.buffer].shape[2]
+    if weights.shape[2:] != (3, 3) or op.stride != (1, 1) or op.dilation != (1, 1) or lanes % CHANNELS:
+        return None
+    low, high = _centred_grid(plan, node)
+    for transform in _preferred(plan.route, weights, y):
+        fits = min(y.image[1:]) >= transform.size
+        if fits and winograd.is_exact(transform, weights, low, high):
+            return transform
+    return None
+
+
+def _preferred(route: Route, weights: NDArray[np.int16], y: Place) -> tuple[winograd.Transform, ...]:
+    """The transforms in the order in which they are tried; after them the convolution is direct."""
+    if route is not Route.FASTEST:
+        return {Route.DIRECT: (), Route.F2: (winograd.F2,), Route.F4: (winograd.F4,)}[route]
+    _, height, width = y.image
+    size = winograd.F4.size
+    tiles = -(-height // size) * -(-width // size)
+    bytes_of_planes = winograd.F4.points**2 * weights.shape[0] * weights.shape[1] * _INT16
+    is_read_in_vain = bytes_of_planes > _LARGE_WEIGHTS and tiles < _FEW_TILES
+    return (winograd.F2,) if is_read_in_vain else (winograd.F4, winograd.F2)
+
+
+def _winograd(
+    plan: Plan,
+    node: IntNode,
+    x: Place,
+    y: Place,
+    weights: NDArray[np.int16],
+    transform: winograd.Transform,
+    windows: Windows,
+) -> None:
+    """A 3x3 convolution by ``transform``, finished in registers where the rule and the bounds allow it."""
+    op = node.op
+    assert isinstance(op, int_ops.Conv2d)
+    lanes = plan.buffers[x.buffer].shape[2]
+    panels = winograd.pack_planes(transform, weights, lanes)
+    patch_shape, sums_shape = conv3x3.plane_shapes(transform, lanes)
+    patches, planes = Buffer(patch_shape, np.int16, False), Buffer(sums_shape, np.int32, False)
+    scratch = (plan.add_buffer(patches), plan.add_buffer(planes), TABLES)
+    at_once = conv3x3.tiles_at_once(transform, lanes)
+    if _finishes_in_registers(plan, node, weights):
+        epilogue, clamp = pack_epilogue(op.bias, op.requantizer), _centred_clamp(op.requantizer)
+        constants = (panels, epilogue, clamp, at_once, windows)
+        kernel = conv3x3.CONV3X3[transform, op.requantizer.rule]
+        plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, *scratch), constants))
+        return
+    sums = _sums_buffer(plan, y)
+    constants = (panels, NO_EPILOGUE, (0, 0), at_once, windows._replace(into_top=0, into_left=0))
+    plan.steps.append(Step(node.name, conv3x3.CONV3X3_SUMS[transform], (x.buffer, sums, *scratch), constants))
+    _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+
+
+def _centred_grid(plan: Plan, node: IntNode) -> tuple[int, int]:
+    """Lowest and highest input of ``node``, zero point subtracted; the 0 of a padding lies between them."""
+    spec, params = plan.graph[node.inputs[0]].output.quantized
+    zero_point = int(params.zero_point)
+    return spec.qmin - zero_point, spec.qmax - zero_point
+
+
+def _centred_clamp(requantizer: Requantizer) -> tuple[int, int]:
+    """The clamp, zero point subtracted."""
+    low, high = requantizer.clamp
+    return int(low - requantizer.zero_point), int(high - requantizer.zero_point)
+
+
+def _finishes_in_registers(plan: Plan, node: IntNode, weights: NDArray[np.integer]) -> bool:
+    """Whether the tile can requantize the sums of ``weights`` [O, ...] and the node's bias itself."""
+    op = node.op
+    assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
+    return epilogue_fits(op.requantizer, accumulator_bound(weights, *_centred_grid(plan, node), op.bias))
 
 
 def _requantize_sums(plan: Plan, node: IntNode, sums: int, requantizer: Requantizer, bias: NDArray[np.int32]) -> None:
@@ -212,9 +323,16 @@ def _requantize_sums(plan: Plan, node: IntNode, sums: int, requantizer: Requanti
 def _requantize(
     plan: Plan, node: IntNode, source: int, requantizer: Requantizer, bias: NDArray[np.int32], patch: Patch
 ) -> None:
+    buffers = (source, plan.places[node.name].buffer)
+    is_activation = plan.buffers[source].dtype is np.int16
+    lanes_left = plan.buffers[buffers[1]].shape[2] - patch.into_channel
+    if is_activation and rounded_up(patch.channels) <= lanes_left and epilogue_fits(requantizer, _LARGEST_ACTIVATION):
+        constants = (pack_epilogue(bias, requantizer), _centred_clamp(requantizer), patch)
+        plan.steps.append(Step(node.name, REQUANTIZE_VECTORS[requantizer.rule], buffers, constants))
+        return
     zero_point = int(requantizer.zero_point)
     is_inside = requantizer.zero_point_inside and not requantizer.rule.is_integer_only  # else it makes no difference
-    constants = (
+    plain = (
         bias.astype(np.int64),
         *multiplier_tables(requantizer, patch.channels),
         zero_point if is_inside else 0,
@@ -222,8 +340,7 @@ def _requantize(
         (int(requantizer.clamp[0]), int(requantizer.clamp[1])),
         patch,
     )
-    kernel = REQUANTIZE[requantizer.rule]
-    plan.steps.append(Step(node.name, kernel, (source, plan.places[node.name].buffer), constants))
+    plan.steps.append(Step(node.name, REQUANTIZE[requantizer.rule], buffers, plain))
 
 
 def _unsupported(node: IntNode, why: str) -> UnsupportedOperation:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -19,23 +20,46 @@ from labkit.graph.shapes import Padding
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
 
-__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Step"]
+__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Route", "Step"]
 
 TABLES = -1  # in Step.buffers: the arena's scratch table of addresses
 
 _DENSE_CHANNELS = 4  # an input image of few channels is stored without filling lanes: less to multiply by zero
 
 
+Number = type[np.int16] | type[np.int32]
+
+
+class Route(Enum):
+    """How 3x3 convolutions of stride 1 are computed; all ways give the same integers.
+
+    FASTEST : whatever is expected to be fastest for the shape.
+    DIRECT : product by product.
+    F2, F4 : by Winograd's F(2x2, 3x3) or F(4x4, 3x3) wherever that is exact and the image large enough, else directly.
+    """
+
+    FASTEST = "fastest"
+    DIRECT = "direct"
+    F2 = "f2"
+    F4 = "f4"
+
+
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for one tensor of each image: ``shape`` (height, width, channels) with its border; int16 or int32 sums."""
+    """Memory for one tensor of each image: ``shape`` (height, width, channels) with its border; int16 or int32 sums.
 
-    shape: tuple[int, int, int]
-    dtype: type[np.int16] | type[np.int32]
+    Where not ``is_per_image`` it is scratch of any shape, which all images share.
+    ``border`` : rows and columns of zeros at its top, bottom, left and right.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Number
+    is_per_image: bool = True
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
 
     @property
     def bytes(self) -> int:
-        """Bytes for each image."""
+        """Bytes for each image, or of the scratch."""
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
@@ -95,6 +119,7 @@ class Prepared:
     """What `engine.run` needs to run ``graph``; it holds no run-time state.
 
     buffers : memory for each image of a chunk
+    slots : for each of them a number; those with the same number may lie in the same memory
     entries, steps : in running order
     exits : one for every node
     chunk : the largest number of images that run together
@@ -102,6 +127,7 @@ class Prepared:
 
     graph: IntGraph
     buffers: tuple[Buffer, ...]
+    slots: tuple[int, ...]
     entries: tuple[Entry, ...]
     steps: tuple[Step, ...]
     exits: Mapping[str, Exit]
@@ -111,8 +137,9 @@ class Prepared:
 class Plan:
     """What `prepare` has decided so far: ``buffers``, ``places`` by node and ``steps``."""
 
-    def __init__(self, graph: IntGraph) -> None:
+    def __init__(self, graph: IntGraph, route: Route = Route.FASTEST) -> None:
         self.graph = graph
+        self.route = route
         self.buffers: list[Buffer] = []
         self.places: dict[str, Place] = {}
         self.steps: list[Step] = []
@@ -121,9 +148,9 @@ class Plan:
             for name in node.inputs:
                 self.consumers[name].append(node)
 
-    def add_buffer(self, shape: tuple[int, int, int], dtype: type[np.int16] | type[np.int32]) -> int:
-        """The number of a new buffer of ``shape`` (height, width, channels) and ``dtype``."""
-        self.buffers.append(Buffer(shape, dtype))
+    def add_buffer(self, buffer: Buffer) -> int:
+        """The number of the new ``buffer``."""
+        self.buffers.append(buffer)
         return len(self.buffers) - 1
 
     def new_place(self, node: IntNode) -> Place:
@@ -132,7 +159,8 @@ class Plan:
         (top, bottom), (left, right) = self._border(node.name)
         is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= _DENSE_CHANNELS
         lanes = channels if is_small_input else rounded_up(channels)
-        buffer = self.add_buffer((top + height + bottom, left + width + right, lanes), np.int16)
+        shape = (top + height + bottom, left + width + right, lanes)
+        buffer = self.add_buffer(Buffer(shape, np.int16, border=(top, bottom, left, right)))
         self.places[node.name] = Place(buffer, image, Corner(top, left))
         return self.places[node.name]
 

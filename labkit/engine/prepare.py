@@ -10,36 +10,59 @@ from types import MappingProxyType
 import numpy as np
 
 from labkit.engine.lowering import lower
-from labkit.engine.plan import Entry, Exit, Plan, Prepared
+from labkit.engine.memory import share_memory
+from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Route
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "Route", "prepare"]
 
 LARGEST_CHUNK = 32  # images that run together, so that a weight is loaded once for several
-CHUNK_BYTES = 1 << 21  # and no more memory than this for their activations, so that these stay in the cache
+CACHED_BYTES = 1 << 20  # what a step reads and writes of them stays in the cache
+WEIGHTS_SHARE = 4  # or is at least a quarter of the network's weights, which each chunk reads once more
 
 
-def prepare(graph: IntGraph) -> Prepared:
-    """Choose kernels and buffers for ``graph`` and pack its weights.
+def prepare(graph: IntGraph, *, route: Route = Route.FASTEST) -> Prepared:
+    """Choose kernels and buffers for ``graph`` and pack its weights; ``route`` for 3x3 convolutions changes no result.
 
     Raises
     ------
     UnsupportedOperation
         A node has a shape that the fast kernels do not serve, such as a Linear layer over more than one axis.
     """
-    plan = Plan(graph)
+    plan = Plan(graph, route)
     for node in graph:
         lower(plan, node)
-    image_bytes = sum(buffer.bytes for buffer in plan.buffers)
+    entries = tuple(_entry(plan, graph[name]) for name in graph.inputs)
+    exits = {node.name: _exit(plan, node) for node in graph}
+    slots = share_memory(
+        plan.buffers,
+        plan.steps,
+        [entry.place.buffer for entry in entries],
+        [exits[name].place.buffer for name in graph.outputs],
+    )
     return Prepared(
         graph,
         tuple(plan.buffers),
-        tuple(_entry(plan, graph[name]) for name in graph.inputs),
+        slots,
+        entries,
         tuple(plan.steps),
-        MappingProxyType({node.name: _exit(plan, node) for node in graph}),
-        max(1, min(LARGEST_CHUNK, CHUNK_BYTES // image_bytes)),
+        MappingProxyType(exits),
+        _chunk(plan),
     )
+
+
+def _chunk(plan: Plan) -> int:
+    """How many images to run together."""
+    weights = sum(array.nbytes for step in plan.steps for array in step.constants if isinstance(array, np.ndarray))
+    return max(1, min(LARGEST_CHUNK, max(CACHED_BYTES, weights // WEIGHTS_SHARE) // _step_bytes(plan)))
+
+
+def _step_bytes(plan: Plan) -> int:
+    """Bytes of each image that the step with the most of them reads and writes."""
+    touched = ({number for number in step.buffers if number != TABLES} for step in plan.steps)
+    sizes = (sum(plan.buffers[n].bytes for n in numbers if plan.buffers[n].is_per_image) for numbers in touched)
+    return max(sizes, default=1)
 
 
 def _entry(plan: Plan, node: IntNode) -> Entry:

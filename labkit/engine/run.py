@@ -38,7 +38,7 @@ def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[s
     BoundError
         These images drive a GEMMLOWP rule out of 32 bits.
     """
-    return _run(prepared, inputs, [prepared.exits[name] for name in prepared.graph.outputs])
+    return _run(prepared, inputs, [prepared.exits[name] for name in prepared.graph.outputs], keeps_all=False)
 
 
 def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
@@ -47,17 +47,19 @@ def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict
     Integers are in each tensor's own dtype, zero point included; a Dequantize node gives float32. The name of a node
     that was fused into another (its ``carries``) gives the array of the node that computes it.
     """
-    results = _run(prepared, inputs, list(prepared.exits.values()))
+    results = _run(prepared, inputs, list(prepared.exits.values()), keeps_all=True)
     return {name: results[carrier] for name, carrier in prepared.graph.carriers().items()}
 
 
-def _run(prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit]) -> dict[str, Array]:
+def _run(
+    prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit], *, keeps_all: bool
+) -> dict[str, Array]:
     images = next(iter(inputs.values())).shape[0]
     results = {way.node.name: np.empty((images, *way.node.output.shape), way.dtype) for way in exits}
     for first in range(0, images, prepared.chunk):
         count = min(prepared.chunk, images - first)
         chunk = slice(first, first + count)
-        arena = arena_for(prepared, count)
+        arena = arena_for(prepared, count, keeps_all)
         for entry in prepared.entries:
             _enter(arena, entry, inputs[entry.node.name], chunk)
         for node, kernel, arguments in arena.calls:
@@ -93,4 +95,6 @@ def _leave(arena: Arena, way: Exit, result: Array) -> None:
         dequantize(buffer, result.reshape(-1, channels, height, width), way.scale, way.place.corner)
         return
     stored = buffer[: result.shape[0], top : top + height, left : left + width, :channels].transpose(0, 3, 1, 2)
-    result[...] = (stored + way.zero_point).reshape(result.shape)
+    image = result.reshape(-1, channels, height, width)
+    image[...] = stored  # modulo 256, and so is the sum, which fits: no wider copy is made
+    image += image.dtype.type(way.zero_point)

@@ -6,6 +6,7 @@ dotted names (``layer1.0.conv1``); a call that belongs to no module keeps the na
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from labkit.errors import InputError, ModelError, UnsupportedOperation
+from labkit.frontends.faithful import check_faithful, probe
 from labkit.graph import float_ops
 from labkit.graph.float_ops import Activation, FloatOp
 from labkit.graph.ir import FloatGraph, FloatNode
 from labkit.graph.shapes import Padding, symmetric_padding
 
-__all__ = ["from_torch", "node_names", "trace_module"]
+__all__ = ["from_torch", "node_names", "parameters_digest", "trace_module"]
 
 
 def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
@@ -56,13 +58,26 @@ def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
             _refuse_overwriting(traced, node, names)
             op, inputs = _translate(traced, node, names[node])
             nodes.append(FloatNode(names[node], op, tuple(names[i] for i in inputs)))
-    return FloatGraph(tuple(nodes), outputs)
+    if not outputs:
+        raise UnsupportedOperation(
+            f"{type(module).__name__} returns {_returned(traced)}; a tensor or a tuple of tensors is needed. "
+            f"Wrap it in a module that returns tensors."
+        )
+    graph = FloatGraph(tuple(nodes), outputs)
+    check_faithful(graph, traced, names, traced.meta["probe"], traced.meta["expected"])
+    return graph
+
+
+def _returned(traced: fx.GraphModule) -> str:
+    output = next(node for node in traced.graph.nodes if node.op == "output")
+    return f"a {type(output.args[0]).__name__}"
 
 
 def trace_module(module: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
     """``module`` traced in inference mode, every node annotated with the shape or value of its result for two images.
 
-    ``input_shape`` is without the batch axis; the module itself and its training flag are left as they were.
+    ``input_shape`` is without the batch axis; the module itself and its training flag are left as they were. The trace's
+    ``meta`` holds the two images ("probe") and the list of tensors that the module made of them ("expected").
 
     Raises
     ------
@@ -100,8 +115,7 @@ def _with_shapes(module: nn.Module, traced: fx.GraphModule, input_shape: tuple[i
             f"{type(module).__name__} has parameters of {', '.join(sorted(wrong))}, and float32 is needed. "
             f"Convert it first: module.float()."
         )
-    # Two images: a reshape that mixes images shows in the shapes.
-    x = torch.randn(2, *input_shape, generator=torch.Generator().manual_seed(0))
+    x = probe(input_shape)
     try:
         with torch.no_grad():
             expected = module(x.clone())
@@ -111,13 +125,24 @@ def _with_shapes(module: nn.Module, traced: fx.GraphModule, input_shape: tuple[i
             f"{type(module).__name__} does not accept an input of shape {('N', *input_shape)}: {_one_line(error)}. "
             f"Give images of the size that the network was made for."
         ) from error
-    tensors = [pair for pair in zip(_flat(expected), _flat(recorded), strict=True) if isinstance(pair[0], torch.Tensor)]
-    if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in tensors):
+    traced.meta["probe"] = x
+    traced.meta["expected"] = [y for y in _flat(expected) if isinstance(y, torch.Tensor)]
+    again = [y for y in _flat(recorded) if isinstance(y, torch.Tensor)]
+    pairs = zip(again, traced.meta["expected"], strict=True)
+    if not all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
         raise UnsupportedOperation(
             f"{type(module).__name__} computes something else than its trace: it changes a tensor in place that is "
             f"used again, or does something at random. Write `a = a + b` in place of `a += b`, and draw nothing at random."
         )
     return traced
+
+
+def parameters_digest(module: nn.Module) -> str:
+    """SHA-256 over the names and float values of all parameters and buffers of ``module``, to know it again."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + b"\0" + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def node_names(traced: fx.GraphModule) -> dict[fx.Node, str]:

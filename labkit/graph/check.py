@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from labkit.graph.ir import IntGraph, IntNode, Tensor
 
 __all__ = ["check_node"]
+
+LARGEST_TENSOR = 2**28  # numbers an image; a thousand times what the largest usual network needs
 
 
 def check_node(graph: IntGraph, node: IntNode) -> None:
@@ -35,6 +38,10 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         raise ModelError(f"{node.name}: {type(node.op).__name__} takes {arity or 'some'} inputs, got {len(inputs)}.")
     _check_window(node)
     shape = _output_shape(node, inputs)
+    if math.prod(shape) > LARGEST_TENSOR:
+        raise ModelError(
+            f"{node.name}: a tensor of shape {shape} is too large; {LARGEST_TENSOR:,} numbers are allowed."
+        )
     if shape != node.output.shape or min(shape, default=1) < 1:
         raise ModelError(
             f"{node.name}: its output has shape {shape} by its inputs, but {node.output.shape} is declared."
@@ -150,7 +157,10 @@ def _check_same_scale(node: IntNode, source: Tensor) -> None:
 def _check_windows(node: IntNode, op: int_ops.MaxPool2d, shape: tuple[int, ...]) -> None:
     """Every window must meet the image: the largest of no elements is no number."""
     for axis in range(2):
-        for position in range(node.output.shape[1 + axis]):
+        positions = node.output.shape[1 + axis]
+        reach = op.padding[axis][0] // op.stride[axis] + 1  # later windows start inside, up to the last few
+        inside = max(0, shape[1 + axis] - op.kernel[axis] * op.dilation[axis]) // op.stride[axis]
+        for position in (*range(min(reach, positions)), *range(max(reach, inside), positions)):
             start = position * op.stride[axis] - op.padding[axis][0]
             first = max(0, -(start // op.dilation[axis]))  # the first tap that is not before the image
             if first >= op.kernel[axis] or start + first * op.dilation[axis] >= shape[1 + axis]:
@@ -183,6 +193,12 @@ def _check_weights(
     if groups < 1 or inputs * groups != have or outputs % groups:
         raise ModelError(
             f"{name}: weights {weight.values.shape} in {groups} groups do not fit an input of {have} channels."
+        )
+    zero_points = weight.params.zero_point
+    if np.any((zero_points < weight.spec.qmin) | (zero_points > weight.spec.qmax)):
+        raise ModelError(
+            f"{name}: the zero points of its weights must be in {weight.spec.qmin}..{weight.spec.qmax}, "
+            f"got {zero_points.min()}..{zero_points.max()}."
         )
     if bias.dtype != np.int32 or bias.shape != (outputs,):
         raise ModelError(f"{name}: the bias must be int32 [{outputs}], got {bias.dtype} {list(bias.shape)}.")

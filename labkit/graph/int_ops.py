@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.affine import QTensor
+from labkit.arithmetic.frozen import frozen_array
 from labkit.arithmetic.requantize import Requantizer
 from labkit.graph.shapes import Padding
 
@@ -53,6 +54,9 @@ class Conv2d:
     dilation: tuple[int, int]
     groups: int
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", frozen_array(self.bias))
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -61,6 +65,9 @@ class Linear:
     weight: QTensor
     bias: NDArray[np.int32]
     requantizer: Requantizer
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bias", frozen_array(self.bias))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +102,9 @@ class Add:
     shift: int
     zero_point: int
     clamp: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", frozen_array(self.multipliers))
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,13 +147,16 @@ class IntGraph:
     nodes: tuple[IntNode, ...]
     outputs: tuple[str, ...]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    _by_name: Mapping[str, IntNode] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", MappingProxyType(dict(self.notes)))
+        object.__setattr__(self, "_by_name", {node.name: node for node in self.nodes})
         self.validate()
 
     def __getitem__(self, name: str) -> IntNode:
-        return _find(self.nodes, name)
+        found = self._by_name.get(name)
+        return found if found is not None else _find(self.nodes, name)
 
     def __iter__(self) -> Iterator[IntNode]:
         return iter(self.nodes)
@@ -200,6 +203,8 @@ def _find(nodes: tuple[_Node, ...], name: str) -> _Node:
 def _check_order(nodes: tuple[FloatNode, ...] | tuple[IntNode, ...], outputs: tuple[str, ...]) -> None:
     known: set[str] = set()
     for node in nodes:
+        for name in (node.name, *node.carries):
+            _check_name(name)
         if node.name in known:
             raise ModelError(f"Two nodes are called {node.name!r}: every node needs a name of its own.")
         if missing := [name for name in node.inputs if name not in known]:
@@ -207,6 +212,16 @@ def _check_order(nodes: tuple[FloatNode, ...] | tuple[IntNode, ...], outputs: tu
         known.add(node.name)
     if not outputs or (missing := [name for name in outputs if name not in known]):
         raise ModelError(f"The graph's outputs must be nodes of it, got {list(outputs)}.")
+
+
+def _check_name(name: object) -> None:
+    """A name must do for a file of its own when a net is traced into a folder."""
+    sound = isinstance(name, str) and name.isprintable() and 0 < len(name) <= 200
+    if not sound or str(name).startswith(".") or any(c in '/\\:*?"<>|' for c in str(name)):
+        raise ModelError(
+            f"A node cannot be called {name!r}: a name is 1 to 200 printable characters, without a slash, a backslash "
+            f'or any of :*?"<>|, and does not start with a dot.'
+        )
 
 
 def _describe(op: FloatOp | IntOp) -> str:

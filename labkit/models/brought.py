@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from labkit.errors import ModelError
@@ -22,7 +23,7 @@ def bring(source: str, weights: str | Path | None = None) -> nn.Module:
     ----------
     source
         ``module:callable``, for example ``mynet:make``; the module is looked for in the current folder too, and the callable
-        takes no arguments and returns a torch.nn.Module.
+        takes no arguments and returns a torch.nn.Module (or is one).
     weights
         A safetensors file with every parameter and buffer of the module. None: as the callable made it.
 
@@ -40,11 +41,16 @@ def bring(source: str, weights: str | Path | None = None) -> nn.Module:
     module_name, _, attribute = source.partition(":")
     if not module_name or not attribute:
         raise ModelError(f"A network of your own is named module:callable, for example mynet:make, got {source!r}.")
+    if module_name.endswith(".py"):
+        raise ModelError(
+            f"A network of your own is named module:callable, without .py: {module_name[:-3]}:{attribute}."
+        )
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        made = getattr(importlib.import_module(module_name), attribute)()
+        made = getattr(_imported(module_name), attribute)
+        made = made if isinstance(made, nn.Module) else made()
     except Exception as error:
         raise ModelError(
             f"{source} could not be made ({type(error).__name__}: {error}). Check that the module can be imported from the "
@@ -57,3 +63,16 @@ def bring(source: str, weights: str | Path | None = None) -> nn.Module:
 
         fill(made, read_weights(Path(weights)), str(weights))
     return made.eval()
+
+
+def _imported(name: str) -> ModuleType:
+    """The Python module ``name``, which may import torchvision beside a CPU-only torch."""
+    try:
+        return importlib.import_module(name)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+    from labkit.data.torchvision_shim import import_torchvision
+
+    import_torchvision()
+    return importlib.import_module(name)

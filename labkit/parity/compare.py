@@ -15,6 +15,7 @@ from labkit import __version__
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.errors import InputError, ModelError
+from labkit.frontends.torch_fx import parameters_digest
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.net import IntegerNet
@@ -64,9 +65,16 @@ def verify(
     InputError
         An image does not fit the net, or there is none.
     """
+    if not isinstance(net, IntegerNet):
+        raise InputError(f"verify takes the integer net first, then the module: got {type(net).__name__} as the net.")
     tally = Tally()
     graph = net.graph
     emulation = None if module is None else _emulation(graph, module)
+    remarks: tuple[str, ...] = ()
+    if module is not None and graph.notes.get("parameters_sha256") not in (None, parameters_digest(module)):
+        remarks = (
+            "The module's parameters are not those that were quantized: made anew without a seed, or other weights?",
+        )
     if emulation is not None:
         for node in graph:
             if not isinstance(node.op, int_ops.Dequantize):
@@ -97,17 +105,22 @@ def verify(
         else "from the net's own integers"
     )
     subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
-    return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions())
+    return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions(), remarks)
 
 
 def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
     """Every number of ``node`` that decides its result: arrays of any shape by name, in the dtypes in which they are stored."""
-    _, params = node.output.quantized
-    found: dict[str, Any] = {"scale": params.scale, "zero_point": params.zero_point}
+    spec, params = node.output.quantized
+    found: dict[str, Any] = {
+        "scale": params.scale,
+        "zero_point": params.zero_point,
+        "grid": (spec.qmin, spec.qmax),
+    }
     op = node.op
     if isinstance(op, int_ops.Conv2d | int_ops.Linear):
         found |= {
             "weight": op.weight.values,
+            "weight_grid": (op.weight.spec.qmin, op.weight.spec.qmax),
             "weight_scale": op.weight.params.scale,
             "weight_zero_point": op.weight.params.zero_point,
             "bias": op.bias,
@@ -119,7 +132,7 @@ def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
             found |= {"mantissa": multiplier.mantissa, "exponent": multiplier.exponent}
     elif isinstance(op, int_ops.Concat):
         multipliers = [r.multiplier for r in op.requantizers if isinstance(r.multiplier, FixedPointMultiplier)]
-        found["clamp"] = op.requantizers[0].clamp
+        found["clamp"] = [r.clamp for r in op.requantizers]
         found |= {"mantissa": [m.mantissa for m in multipliers], "exponent": [m.exponent for m in multipliers]}
     elif isinstance(op, int_ops.Add):
         found |= {"multipliers": op.multipliers, "shift": op.shift, "clamp": op.clamp}
@@ -157,7 +170,13 @@ def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
 def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> dict[str, torch.Tensor]:
     if emulation is None:
         return run_graph(graph, {graph.inputs[0]: x})
-    results = emulation.run(x)
+    try:
+        results = emulation.run(x)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"The module cannot be run on the net's integers ({' '.join(str(error).split())[:150]}): the net was not made "
+            f"from it. Give the module that was quantized."
+        ) from error
     borders = {
         border: emulation.dequantized(name, results[name])
         for border, name in zip(graph.outputs, emulation.outputs, strict=True)

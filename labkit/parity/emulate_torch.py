@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from labkit.errors import UnsupportedOperation
+from labkit.errors import ModelError, UnsupportedOperation
+from labkit.frontends.faithful import is_close
 from labkit.frontends.torch_fx import node_names, trace_module
 from labkit.parity import torch_arithmetic as arithmetic
 from labkit.quantization.calibration import Calibration
@@ -108,6 +109,7 @@ class Emulation:
             for step in self._steps.values():
                 self._derive(step)
         self.parameters = {name: step.parameters for name, step in self._steps.items()}
+        self._anchor(type(module).__name__)
 
     def run(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every node's integers (int64, layout N, C, H, W) by name for images ``x``, float32 [N, ...]."""
@@ -121,6 +123,46 @@ class Emulation:
         """Eq. 1 for the result of node ``name``: float32 from its ``integers`` (int64, any shape)."""
         step = self._steps[name]
         return (integers - step.zero_point).float() * step.scale
+
+    # ---- anchoring: in float, the steps must compute what the module computes
+
+    def _anchor(self, name: str) -> None:
+        """Refuse a module that does something which these steps do not know of (its padding mode, a hook, ...)."""
+        results: dict[str, torch.Tensor] = {}
+        try:
+            with torch.inference_mode():
+                for step in self._steps.values():
+                    results[step.name] = self._float(step, results)
+            known = all(
+                is_close(results[output], expected)
+                for output, expected in zip(self.outputs, self._traced.meta["expected"], strict=True)
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"{name} cannot be emulated: {' '.join(str(error).split())[:200]}.") from error
+        if not known:
+            raise ModelError(
+                f"{name} computes something else than convolutions, sums and clamps as labkit reads them: another padding "
+                f"mode, a hook, or a layer with a forward of its own. Give the module that was quantized."
+            )
+
+    def _float(self, step: _Step, results: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The step on real numbers: folded weights, nothing rounded."""
+        before = [results[name] for name in step.inputs]
+        if step.kind == "input":
+            return torch.as_tensor(self._traced.meta["probe"]).double()
+        if step.kind in ("same", "mean"):
+            y = self._call(step.node, before[0])
+        elif step.kind == "add":
+            y = before[0] + before[1]
+        elif step.kind == "cat":
+            y = torch.cat(before, 1)
+        elif step.kind in ("relu", "relu6"):
+            y = before[0]
+        else:
+            y = self._products(step, before[0], step.weight.double())
+            y = y + step.bias.double().reshape([-1] + [1] * (y.ndim - 2))
+        activation = step.activation or step.kind
+        return y.clamp(0, 6 if activation == "relu6" else None) if activation in ("relu", "relu6") else y
 
     # ---- placing: which traced nodes become steps, and which are merged into the step before them
 
@@ -214,7 +256,7 @@ class Emulation:
         before = [self._steps[name] for name in step.inputs]
         if step.kind == "same":
             step.scale, step.zero_point, step.grid = before[0].scale, before[0].zero_point, before[0].grid
-            step.parameters = {"scale": step.scale, "zero_point": torch.tensor(step.zero_point)}
+            step.parameters = self._grid(step)
             return
         bits = self._plan.activations[step.name]
         low, high = self._calibration.ranges[step.name]
@@ -230,10 +272,10 @@ class Emulation:
         if (activation := step.activation or step.kind) in ("relu", "relu6"):
             six = int(arithmetic.real_to_integer(torch.tensor(6.0), step.scale, step.zero_point, step.grid))
             step.clamp = (step.zero_point, six if activation == "relu6" else step.grid[1])
-        step.parameters = {"scale": step.scale, "zero_point": torch.tensor(step.zero_point)}
+        step.parameters = self._grid(step)
         if step.kind == "input":
             return
-        step.parameters["clamp"] = torch.tensor(step.clamp)
+        step.parameters["clamp"] = torch.tensor([step.clamp] * len(before) if step.kind == "cat" else step.clamp)
         target = step.scale.double().item()
         scales = [b.scale.double().item() for b in before]
         if step.kind in ("conv", "linear", "norm-conv"):
@@ -249,6 +291,10 @@ class Emulation:
             ratio = scales[0] / (target * self._window(step)) if step.kind == "mean" else scales[0] / target
             mantissa, exponent = arithmetic.fixed_point([ratio])
             step.parameters |= {"mantissa": mantissa[0], "exponent": exponent[0]}
+
+    @staticmethod
+    def _grid(step: _Step) -> dict[str, torch.Tensor]:
+        return {"scale": step.scale, "zero_point": torch.tensor(step.zero_point), "grid": torch.tensor(step.grid)}
 
     def _derive_weights(self, step: _Step, input_scale: float, target: float) -> None:
         bits, per_channel = self._plan.weights[step.name], self._plan.per_channel
@@ -281,6 +327,7 @@ class Emulation:
             scale, mantissa, exponent = scale[0], mantissa[0], exponent[0]
         step.parameters |= {
             "weight": integers,
+            "weight_grid": torch.tensor((-qmax, qmax)),
             "weight_scale": scale,
             "weight_zero_point": torch.zeros_like(scale, dtype=torch.int64),
             "bias": torch.round(bias / (scales * input_scale)).long(),
@@ -323,21 +370,21 @@ class Emulation:
         elif step.kind in ("relu", "relu6"):
             sums = centred[0]
         else:
-            sums = self._sums(step, centred[0].double()) + p["bias"].reshape([-1] + [1] * (len(step.weight.shape) - 2))
+            bias = p["bias"].reshape([-1] + [1] * (len(step.weight.shape) - 2))
+            sums = self._products(step, centred[0].double(), p["weight"].double()).long() + bias
         return arithmetic.requantized(sums, p["mantissa"], p["exponent"], step.zero_point, step.clamp)
 
-    def _sums(self, step: _Step, x: torch.Tensor) -> torch.Tensor:
-        """Exact sums of products: every partial sum is an integer far below 2**53, so float64 loses nothing."""
-        weight = step.parameters["weight"].double()
+    def _products(self, step: _Step, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Sums of products in float64: exact for integers, whose partial sums stay far below 2**53."""
         if step.kind == "linear":
-            return F.linear(x, weight).long()
+            return F.linear(x, weight)
         if step.kind == "norm-conv":
-            return F.conv2d(x, weight, groups=len(weight)).long()
+            return F.conv2d(x, weight, groups=len(weight))
         conv = self._traced.get_submodule(str(step.node.target))
         assert isinstance(conv, nn.Conv2d)
         if conv.groups > 1 or isinstance(conv.padding, str):
-            return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups).long()
-        return _matrix_convolution(x, weight, conv, conv.padding).long()
+            return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return _matrix_convolution(x, weight, conv, conv.padding)
 
     def _call(self, node: fx.Node, x: torch.Tensor) -> torch.Tensor:
         """The node's own PyTorch operation on another tensor; sizes that it was given stay those of the trace."""

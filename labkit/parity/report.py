@@ -39,7 +39,8 @@ class Comparison:
 class ParityReport:
     """A certificate: what was compared with what, over how many elements, and where they first differ.
 
-    ``comparisons`` are in the order of the graph, ``first`` is None exactly when nothing differs.
+    ``comparisons`` are in the order of the graph, ``first`` is None exactly when nothing differs; ``remarks`` are sentences
+    that may explain a difference.
     """
 
     subject: str
@@ -48,6 +49,7 @@ class ParityReport:
     comparisons: tuple[Comparison, ...]
     first: Difference | None
     versions: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -72,7 +74,7 @@ class ParityReport:
             )
         return (
             f"{self.subject} against {self.against}: {self.differing:,} of {self.elements:,} elements differ "
-            f"over {self.images:,} images. First difference: {self.first}."
+            f"over {self.images:,} images. First difference: {self.first}." + "".join(f" {r}" for r in self.remarks)
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -68,24 +68,24 @@ def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays:
     if isinstance(op, int_ops.Conv2d):
         padded = _padded(centred[0].double(), op.padding, 0.0)
         sums = F.conv2d(padded, _centred(op.weight), None, op.stride, 0, op.dilation, op.groups)
-        return _requantize(node.name, sums.long() + torch.from_numpy(op.bias).long().reshape(-1, 1, 1), op.requantizer)
+        return _requantize(node.name, sums.long() + torch.tensor(op.bias).long().reshape(-1, 1, 1), op.requantizer)
     if isinstance(op, int_ops.Linear):
         sums = F.linear(centred[0].double(), _centred(op.weight))
-        return _requantize(node.name, sums.long() + torch.from_numpy(op.bias).long(), op.requantizer)
+        return _requantize(node.name, sums.long() + torch.tensor(op.bias).long(), op.requantizer)
     return _requantize(node.name, centred[0], op.requantizer)
 
 
 def _requantize(name: str, sums: torch.Tensor, requantizer: Requantizer) -> torch.Tensor:
     if requantizer.rule is not RoundingRule.SINGLE or not isinstance(requantizer.multiplier, FixedPointMultiplier):
         raise UnsupportedOperation(f"{name}: PyTorch emulates the rounding rule SINGLE, not {requantizer.rule.name}.")
-    mantissa = torch.from_numpy(np.asarray(requantizer.multiplier.mantissa)).long()
-    exponent = torch.from_numpy(np.asarray(requantizer.multiplier.exponent)).long()
+    mantissa = torch.tensor(requantizer.multiplier.mantissa).long()
+    exponent = torch.tensor(requantizer.multiplier.exponent).long()
     return arithmetic.requantized(sums, mantissa, exponent, requantizer.zero_point, requantizer.clamp)
 
 
 def _centred(weight: QTensor) -> torch.Tensor:
     zero_point = torch.tensor(np.asarray(weight.params.zero_point)).double()
-    return torch.from_numpy(weight.values).double() - zero_point.reshape([-1] + [1] * (weight.values.ndim - 1))
+    return torch.tensor(weight.values).double() - zero_point.reshape([-1] + [1] * (weight.values.ndim - 1))
 
 
 def _max_pool(op: int_ops.MaxPool2d, x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:

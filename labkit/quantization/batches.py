@@ -17,6 +17,7 @@ from labkit.errors import InputError
 __all__ = ["WORKERS", "image_batches", "in_threads"]
 
 BATCH = 128
+_SMALL_IMAGE = 3 * 32 * 32  # numbers
 WORKERS = min(4, os.cpu_count() or 1)
 
 Item = TypeVar("Item")
@@ -26,12 +27,13 @@ Result = TypeVar("Result")
 def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float32]]:
     """Float32 arrays [N, ...] of at most ``size`` images from one array or tensor, or any iterable of them.
 
-    ``batches`` may also be a torch DataLoader: of a pair (images, labels) the first is taken.
+    Images larger than 3 x 32 x 32 come fewer at a time, so that memory does not grow with their size. ``batches`` may
+    also be a torch DataLoader: of a pair (images, labels) the first is taken.
 
     Raises
     ------
     InputError
-        An item is not an array of numbers with a batch axis.
+        An item is not an array of real numbers with a batch axis.
     """
     if hasattr(batches, "__array__") or hasattr(batches, "detach"):
         batches = [batches]
@@ -42,10 +44,14 @@ def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float3
         if hasattr(part, "detach"):
             part = part.detach().cpu().numpy()
         array = np.asarray(part)
-        if array.ndim < 2 or array.dtype.kind not in "fiu":
-            raise InputError(f"Images must be numbers with a batch axis, [N, ...], got {array.dtype} {array.shape}.")
-        for start in range(0, len(array), size):
-            yield array[start : start + size].astype(np.float32)
+        if array.ndim < 2 or array.dtype.kind != "f":
+            raise InputError(
+                f"Images must be real numbers (float32) with a batch axis, [N, ...], got {array.dtype} {array.shape}. "
+                f"Normalise pixels as for the float network first: for labkit's own networks x = pixels / 127.5 - 1."
+            )
+        step = max(1, min(size, size * _SMALL_IMAGE // max(1, array[0].size))) if len(array) else 1
+        for start in range(0, len(array), step):
+            yield array[start : start + step].astype(np.float32)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int = WORKERS) -> Iterator[Result]:

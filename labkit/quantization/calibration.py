@@ -9,11 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
+
 from labkit.errors import InputError, QuantizationError
 from labkit.files import write_atomically
+from labkit.frontends.float_run import run_float
 from labkit.graph.ir import FloatGraph
 from labkit.quantization.batches import image_batches
-from labkit.quantization.float_run import run_float
 from labkit.quantization.observers import Observer, TensorStatistics
 from labkit.quantization.plan import tensor_names
 from labkit.quantization.ranges import RANGES, choose_range
@@ -124,13 +126,17 @@ def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibr
     name = graph.inputs[0]
     shape = graph[name].op.shape  # type: ignore[union-attr]
     observers = {tensor: Observer(tensor) for tensor in tensor_names(graph)}
+
+    def observe(tensor: str, value: torch.Tensor) -> torch.Tensor:
+        if tensor in observers:
+            observers[tensor].update(value.numpy())
+        return value
+
     images = 0
     for batch in image_batches(batches):
         if batch.shape[1:] != shape:
             raise InputError(f"The calibration images have shape {batch.shape[1:]}, the network takes {shape}.")
-        results = run_float(graph, {name: batch})
-        for tensor, observer in observers.items():
-            observer.update(results[tensor])
+        run_float(graph, {name: batch}, observe, only_outputs=True)
         images += len(batch)
     if images == 0:
         raise QuantizationError(

@@ -28,7 +28,7 @@ from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
 from labkit.graph.shapes import window_output
 from labkit.quantization.calibration import Calibration
-from labkit.quantization.plan import BitPlan
+from labkit.quantization.plan import BitPlan, tensor_names
 
 __all__ = ["convert", "quantize_bias", "quantize_weight"]
 
@@ -55,6 +55,7 @@ def convert(
     BoundError
         A bias, multiplier or accumulator does not fit 32 bits.
     """
+    _check_names(graph, plan)
     tensors: dict[str, Tensor] = {}
     nodes: list[IntNode] = []
     for node in graph:
@@ -144,6 +145,20 @@ def quantize_bias(
             f"{name}: a bias does not fit int32 at scale S_w S_x. Check the layer's bias for infinite values."
         )
     return quantized, values.astype(np.int32)
+
+
+def _check_names(graph: FloatGraph, plan: BitPlan) -> None:
+    """A plan that names what is not there would be obeyed only in part."""
+    layers = [node.name for node in graph if isinstance(node.op, float_ops.Conv2d | float_ops.Linear)]
+    for kind, table, known in (
+        ("weights", plan.weights, layers),
+        ("activations", plan.activations, tensor_names(graph)),
+    ):
+        if extra := [name for name in table if name not in known]:
+            raise QuantizationError(
+                f"The bit plan gives {kind} bits for {extra[0]!r}, which this network does not have; "
+                f"it has {', '.join(known)}."
+            )
 
 
 def _output(node: FloatNode, inputs: list[Tensor], calibration: Calibration, plan: BitPlan) -> Tensor:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from labkit.errors import QuantizationError
-from labkit.frontends.torch_fx import from_torch
+from labkit.frontends.torch_fx import from_torch, parameters_digest
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
 from labkit.quantization.batches import image_batches
@@ -76,9 +76,22 @@ def quantize(
     if method is not None:
         if method not in METHODS:
             raise QuantizationError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-        ranges = METHODS[method].get("ranges", ranges)
+        preset = METHODS[method]["ranges"]
+        if ranges not in ("minmax", preset):
+            raise QuantizationError(
+                f"method={method!r} means ranges={preset!r}, but ranges={ranges!r} is given: drop one."
+            )
+        ranges = preset
     if rounding not in ROUNDINGS:
         raise QuantizationError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}.")
+    if plan is not None and not isinstance(plan, BitPlan):
+        raise QuantizationError(f"plan must be a BitPlan (BitPlan.load reads one), got {type(plan).__name__}.")
+    given = (weights, activations, per_channel, activation_scheme)
+    if plan is not None and given != (8, 8, True, "affine"):
+        raise QuantizationError(
+            "A plan says all about bits and grids: give either plan, or weights, activations, per_channel and "
+            "activation_scheme."
+        )
     images, shape = _peek(batches)
     graph = simplify(from_torch(module, shape))
     if plan is None:
@@ -86,7 +99,7 @@ def quantize(
             graph, weights, activations, per_channel=per_channel, activation_scheme=activation_scheme
         )
     calibration = calibrate(graph, images, ranges)
-    notes = {"rounding": rounding, "source": type(module).__name__}
+    notes = {"rounding": rounding, "source": type(module).__name__, "parameters_sha256": parameters_digest(module)}
     return IntegerNet(convert(graph, calibration, plan, notes))
 
 

@@ -136,6 +136,11 @@ class BitPlan:
         QuantizationError
             ``values`` is not such a plan.
         """
+        if missing := {"weights", "activations"} - set(values):
+            raise QuantizationError(
+                f"A bit plan needs the keys weights and activations (name: bits), got no {' and no '.join(sorted(missing))}. "
+                f"`labkit quantize ... --write-plan plan.json` writes one to start from."
+            )
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.affine import dequantize
 from labkit.errors import InputError
+from labkit.frontends.float_run import run_float
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatGraph, IntGraph
-from labkit.quantization.float_run import run_float
 
 __all__ = ["BIASES", "run_simulated", "simulate_weights"]
 
@@ -73,4 +73,4 @@ def run_simulated(
         q = torch.round(value / scale).clamp_(spec.qmin - zero_point, spec.qmax - zero_point)
         return q.mul_(scale)
 
-    return run_float(graph, {graph.inputs[0]: x}, rounded if activations else None)[graph.outputs[0]]
+    return run_float(graph, {graph.inputs[0]: x}, rounded if activations else None, only_outputs=True)[graph.outputs[0]]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from labkit.data import load as load_data
 from labkit.errors import InputError
+from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.costs import costs
 from labkit.graph.ir import FloatGraph
@@ -25,7 +26,6 @@ from labkit.parity.report import ParityReport
 from labkit.quantization.batches import in_threads
 from labkit.quantization.calibration import Calibration, calibrate
 from labkit.quantization.convert import convert
-from labkit.quantization.float_run import run_float
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.simulate import run_simulated, simulate_weights
 from labkit.reporting.layers import layer_rows, sample_rows
@@ -116,7 +116,7 @@ def run_demo(
     with clock.step("Convert to integers", len(CONFIGURATIONS)) as done:
         for i, (name, bits) in enumerate(CONFIGURATIONS.items()):
             plan = BitPlan.uniform(graph, *bits)
-            nets[name] = IntegerNet(convert(graph, calibration, plan, {"model": net, "data": dataset.name}))
+            nets[name] = IntegerNet(convert(graph, calibration, plan, {"model": net, "trained_on": dataset.name, "data": dataset.name}))
             nets[name].run(x[:1])  # compiles what is not in the cache yet
             nets[name].run(x[:64])
             done(i + 1)
@@ -195,7 +195,7 @@ class _LabRows:
     ) -> AccuracyRow:
         def count(part: slice) -> int:
             if net is None:
-                logits = run_float(graph, {graph.inputs[0]: self.x[part]})[graph.outputs[0]]
+                logits = run_float(graph, {graph.inputs[0]: self.x[part]}, only_outputs=True)[graph.outputs[0]]
             else:
                 logits = run_simulated(graph, net.graph, self.x[part])
             return int((logits.argmax(1) == self.labels[part]).sum())

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.affine import dequantize
 from labkit.data import DataSet
+from labkit.frontends.float_run import run_float
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatGraph, IntGraph
 from labkit.net import IntegerNet
 from labkit.quantization.calibration import Calibration
-from labkit.quantization.float_run import run_float
 from labkit.reporting.results import Histogram, LayerRow, Range, Sample
 
 __all__ = ["layer_rows", "sample_rows", "sqnr"]

@@ -20,7 +20,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"graph"}),
     frozenset({"engine"}),
     frozenset({"net"}),
-    frozenset("frontends exporters quantization sensitivity allocation models data parity reporting".split()),
+    frozenset("frontends exporters quantization sensitivity allocation models data parity reporting benchmark".split()),
     frozenset({"course", "grading"}),
     frozenset({"cli", "__main__"}),
 )

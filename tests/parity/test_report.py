@@ -70,7 +70,8 @@ def test_text_of_a_failing_report(failed: ParityReport) -> None:
     assert f": {failed.differing:,} of {failed.elements:,} elements differ over 8 images. First difference: 3." in str(
         failed
     )
-    assert str(failed).endswith(f"expected {failed.first.expected}, labkit has {failed.first.got}.")
+    told = f"expected {failed.first.expected}, labkit has {failed.first.got}. The module's parameters are not those"
+    assert told in str(failed)
 
 
 @pytest.mark.parametrize("which", ["report", "failed"])
@@ -88,6 +89,7 @@ def test_json_round_trip(which: str, request: pytest.FixtureRequest) -> None:
         tuple(Comparison(**found) for found in values["comparisons"]),
         None if first is None else Difference(**first | {"index": tuple(first["index"])}),
         values["versions"],
+        tuple(values["remarks"]),
     )
     assert again == report
     assert report.passed is (which == "report")
@@ -218,7 +220,7 @@ def test_net_without_its_notes(left: tuple[str, ...], net: IntegerNet, module: A
 @pytest.mark.parametrize("name", ["calibration", "plan"])
 def test_net_with_damaged_notes(name: str, net: IntegerNet, module: Any) -> None:
     damaged = IntegerNet(replace(net.graph, notes={**net.graph.notes, name: {"ranges": 3}}))
-    with pytest.raises(QuantizationError, match="This is not a"):
+    with pytest.raises(QuantizationError, match="This is not a|A bit plan needs the keys"):
         labkit.verify(damaged, module, images(), **VERIFY)
 
 

@@ -38,15 +38,16 @@ def sizes(op: int_ops.IntOp) -> dict[str, int]:
     """How many numbers each parameter of ``op`` has."""
     if isinstance(op, int_ops.Dequantize):
         return {}
-    found: dict[str, int] = {"scale": 1, "zero_point": 1}
+    found: dict[str, int] = {"scale": 1, "zero_point": 1, "grid": 2}
     if isinstance(op, int_ops.Conv2d | int_ops.Linear):
         scales = op.weight.params.scale.size
-        found |= {"weight": op.weight.values.size, "bias": op.bias.size, "clamp": 2}
+        found |= {"weight": op.weight.values.size, "bias": op.bias.size, "clamp": 2, "weight_grid": 2}
         found |= dict.fromkeys(("weight_scale", "weight_zero_point", "mantissa", "exponent"), scales)
     elif isinstance(op, int_ops.AveragePool2d | int_ops.Requantize):
         found |= {"clamp": 2, "mantissa": 1, "exponent": 1}
     elif isinstance(op, int_ops.Concat):
-        found |= {"clamp": 2, "mantissa": len(op.requantizers), "exponent": len(op.requantizers)}
+        parts = len(op.requantizers)
+        found |= {"clamp": 2 * parts, "mantissa": parts, "exponent": parts}
     elif isinstance(op, int_ops.Add):
         found |= {"clamp": 2, "multipliers": 2, "shift": 1}
     return found

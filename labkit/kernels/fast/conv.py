@@ -6,15 +6,18 @@ that padding needs no test. Weights come from `packing.pack_panels`, constants f
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.kernels.fast.tile import CHANNELS, PANELS, POSITIONS, fused_tile, single_tile, sums_tile, wide_tile
+from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish
+from labkit.kernels.fast.tile import PANELS, POSITIONS, sums_tile, tile_of
 from labkit.kernels.jit import jit
 
-__all__ = ["BLOCK", "Windows", "byte_offsets", "conv2d", "conv2d_sums", "linear_one"]
+__all__ = ["BLOCK", "CONV2D", "LINEAR_ONE", "Windows", "byte_offsets", "conv2d_sums", "fill_tables"]
 
 BLOCK = 48  # output positions that share one pass over the weights: their windows stay in the first-level cache
 
@@ -39,7 +42,7 @@ class Windows(NamedTuple):
 
 
 @jit
-def _fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int) -> int:
+def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int) -> int:
     """Addresses of ``count`` windows of ``x`` and of their results in ``y``, from position ``first`` on.
 
     ``tables`` is int64 [2, BLOCK]. The last address is repeated up to whole tiles: a position computed twice is written
@@ -67,50 +70,55 @@ def _fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int
     return tiles
 
 
-@jit
-def conv2d(
-    images: int,
-    x: Array,
-    y: Array,
-    tables: Array,
-    panels: Array,
-    epilogue: Array,
-    runs: Array,
-    clamp: tuple[int, int],
-    windows: Windows,
-) -> int:
-    """Convolution with bias, requantization under SINGLE and clamp fused into the tile.
+def _conv2d(finish: Finish, name: str) -> Callable[..., int]:
+    fused_tile = tile_of(POSITIONS, 1, finish)
 
-    x, y : int16 [N, H, W, C], the input's and the output's buffer
-    tables : int64 [2, BLOCK], scratch
-    panels, epilogue : packed weights and constants
-    runs : int64, byte offset of each run from the start of a window
-    clamp : lowest and highest result, zero point subtracted
-    """
-    positions = images * windows.height * windows.width
-    sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-    steps = panels.shape[2]
-    for first in range(0, positions, BLOCK):
-        tiles = _fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
-        for p in range(panels.shape[0]):
-            panel = panels.ctypes.data + p * panels.strides[0]
-            constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            for at in range(0, tiles * POSITIONS, POSITIONS):
-                fused_tile(
-                    sources + 8 * at,
-                    targets + 8 * at,
-                    runs.ctypes.data,
-                    runs.shape[0],
-                    steps,
-                    panels,
-                    panel,
-                    constants,
-                    clamp[0],
-                    clamp[1],
-                )
-            for at in range(tiles * POSITIONS):
-                tables[1, at] += CHANNELS * y.itemsize
-    return 0
+    def conv2d(
+        images: int,
+        x: Array,
+        y: Array,
+        tables: Array,
+        panels: Array,
+        epilogue: Array,
+        runs: Array,
+        clamp: tuple[int, int],
+        windows: Windows,
+    ) -> int:
+        """Convolution with bias, requantization and clamp fused into the tile.
+
+        x, y : int16 [N, H, W, C], the input's and the output's buffer
+        tables : int64 [2, BLOCK], scratch
+        panels, epilogue : packed weights and constants
+        runs : int64, byte offset of each run from the start of a window
+        clamp : lowest and highest result, zero point subtracted
+        """
+        positions = images * windows.height * windows.width
+        sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
+        steps = panels.shape[2]
+        for first in range(0, positions, BLOCK):
+            tiles = fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
+            for p in range(panels.shape[0]):
+                panel = panels.ctypes.data + p * panels.strides[0]
+                constants = epilogue.ctypes.data + p * epilogue.strides[0]
+                for at in range(0, tiles * POSITIONS, POSITIONS):
+                    fused_tile(
+                        sources + 8 * at,
+                        targets + 8 * at,
+                        runs.ctypes.data,
+                        runs.shape[0],
+                        steps,
+                        panels,
+                        panel,
+                        constants,
+                        clamp[0],
+                        clamp[1],
+                    )
+                for at in range(tiles * POSITIONS):
+                    tables[1, at] += CHANNELS * y.itemsize
+        return 0
+
+    conv2d.__name__ = conv2d.__qualname__ = name
+    return jit(conv2d)
 
 
 @jit
@@ -120,7 +128,7 @@ def conv2d_sums(images: int, x: Array, sums: Array, tables: Array, panels: Array
     sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
     steps = panels.shape[2]
     for first in range(0, positions, BLOCK):
-        tiles = _fill_tables(tables, x, sums, windows, first, min(BLOCK, positions - first))
+        tiles = fill_tables(tables, x, sums, windows, first, min(BLOCK, positions - first))
         for p in range(panels.shape[0]):
             panel = panels.ctypes.data + p * panels.strides[0]
             for at in range(0, tiles * POSITIONS, POSITIONS):
@@ -132,34 +140,46 @@ def conv2d_sums(images: int, x: Array, sums: Array, tables: Array, panels: Array
     return 0
 
 
-@jit
-def linear_one(
-    images: int,
-    x: Array,
-    y: Array,
-    tables: Array,
-    panels: Array,
-    epilogue: Array,
-    runs: Array,
-    clamp: tuple[int, int],
-    windows: Windows,
-) -> int:
-    """As `conv2d`, for a fully connected layer and a single image: each weight is used once, four panels at a time."""
-    sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-    _fill_tables(tables, x, y, windows, 0, 1)
-    steps, run, low, high = panels.shape[2], runs.ctypes.data, clamp[0], clamp[1]
-    whole = panels.shape[0] - panels.shape[0] % PANELS
-    for p in range(0, whole, PANELS):
-        panel = panels.ctypes.data + p * panels.strides[0]
-        constants = epilogue.ctypes.data + p * epilogue.strides[0]
-        wide_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
-        tables[1, 0] += PANELS * CHANNELS * y.itemsize
-    for p in range(whole, panels.shape[0]):
-        panel = panels.ctypes.data + p * panels.strides[0]
-        constants = epilogue.ctypes.data + p * epilogue.strides[0]
-        single_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
-        tables[1, 0] += CHANNELS * y.itemsize
-    return 0
+def _linear_one(finish: Finish, name: str) -> Callable[..., int]:
+    single_tile, wide_tile = tile_of(1, 1, finish), tile_of(1, PANELS, finish)
+
+    def linear_one(
+        images: int,
+        x: Array,
+        y: Array,
+        tables: Array,
+        panels: Array,
+        epilogue: Array,
+        runs: Array,
+        clamp: tuple[int, int],
+        windows: Windows,
+    ) -> int:
+        """As `conv2d`, for a fully connected layer and a single image: each weight is used once, four panels at a time."""
+        sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
+        fill_tables(tables, x, y, windows, 0, 1)
+        steps, run, low, high = panels.shape[2], runs.ctypes.data, clamp[0], clamp[1]
+        whole = panels.shape[0] - panels.shape[0] % PANELS
+        for p in range(0, whole, PANELS):
+            panel = panels.ctypes.data + p * panels.strides[0]
+            constants = epilogue.ctypes.data + p * epilogue.strides[0]
+            wide_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
+            tables[1, 0] += PANELS * CHANNELS * y.itemsize
+        for p in range(whole, panels.shape[0]):
+            panel = panels.ctypes.data + p * panels.strides[0]
+            constants = epilogue.ctypes.data + p * epilogue.strides[0]
+            single_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
+            tables[1, 0] += CHANNELS * y.itemsize
+        return 0
+
+    linear_one.__name__ = linear_one.__qualname__ = name
+    return jit(linear_one)
+
+
+# By rounding rule
+CONV2D = MappingProxyType({rule: _conv2d(finish, f"conv2d_{rule.value}") for rule, finish in FINISHES.items()})
+LINEAR_ONE = MappingProxyType(
+    {rule: _linear_one(finish, f"linear_one_{rule.value}") for rule, finish in FINISHES.items()}
+)
 
 
 def byte_offsets(

@@ -1,7 +1,7 @@
 """Convolution in groups, in plain loops. See `reference.conv2d`.
 
-The tile wants sixteen output channels that share their input; grouped layers do not have them. Both functions leave
-int32 sums [N, H', W', C] without bias to a requantization pass.
+The tile wants sixteen output channels that share their input; grouped layers do not have them. int32 sums
+[N, H', W', C] without bias are left to a requantization pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from labkit.kernels.fast.conv import Windows
 from labkit.kernels.jit import jit
 
-__all__ = ["Taps", "depthwise_sums", "grouped_sums"]
+__all__ = ["Taps", "grouped_sums"]
 
 Array = NDArray[Any]
 
@@ -26,25 +26,6 @@ class Taps(NamedTuple):
     kernel_w: int
     dilation_h: int
     dilation_w: int
-
-
-@jit
-def depthwise_sums(images: int, x: Array, sums: Array, weights: Array, taps: Taps, windows: Windows) -> int:
-    """One filter for each channel: ``weights`` int16 [kH, kW, C]. The inner loop runs over neighbouring channels."""
-    channels = weights.shape[2]
-    for n in range(images):
-        for i in range(windows.height):
-            for j in range(windows.width):
-                total = sums[n, i, j]
-                total[:channels] = 0
-                for u in range(taps.kernel_h):
-                    row = x[n, windows.top + i * windows.stride_h + u * taps.dilation_h]
-                    for v in range(taps.kernel_w):
-                        pixel = row[windows.left + j * windows.stride_w + v * taps.dilation_w]
-                        w = weights[u, v]
-                        for c in range(channels):
-                            total[c] = np.int32(total[c] + np.int32(pixel[c]) * np.int32(w[c]))
-    return 0
 
 
 @jit

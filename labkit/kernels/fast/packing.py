@@ -9,9 +9,21 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.kernels.fast.tile import CHANNELS, EPILOGUE_WORDS
+from labkit.kernels.fast.finish import CHANNELS, EPILOGUE_WORDS
+from labkit.kernels.fast.simd import INTERLEAVED
 
-__all__ = ["aligned_zeros", "channels_first_order", "epilogue_fits", "pack_epilogue", "pack_panels", "rounded_up"]
+__all__ = [
+    "NO_EPILOGUE",
+    "aligned_zeros",
+    "channels_first_order",
+    "epilogue_fits",
+    "pack_epilogue",
+    "pack_panels",
+    "pack_taps",
+    "rounded_up",
+]
+
+NO_EPILOGUE = np.zeros((1, 1), np.int64)  # what a kernel gets that leaves sums
 
 _LINE = 64  # bytes of a cache line; a vector that straddles two lines is read twice
 _SLACK = 64  # bytes after an array that a vector may touch beyond its last element
@@ -49,11 +61,14 @@ def pack_panels(weights: NDArray[np.integer]) -> NDArray[np.int8] | NDArray[np.i
 
 
 def epilogue_fits(requantizer: Requantizer, bound: NDArray[np.int64]) -> bool:
-    """Whether the tile may requantize: the rule is SINGLE and no result leaves int32 before the clamp.
+    """Whether a tile may requantize sums in registers.
 
-    ``bound`` int64 [O] is the largest magnitude of each channel's sum, from `arithmetic.bounds.accumulator_bound`. The
-    product has at most 62 bits, so it is compared in float64 with room to spare.
+    The rule must be one of `finish.FINISHES`. Under SINGLE no result may leave int32 before the clamp: ``bound`` int64
+    [O] is the largest magnitude of each channel's sum, from `arithmetic.bounds.accumulator_bound`. The product has at
+    most 62 bits, so it is compared in float64 with room to spare.
     """
+    if requantizer.rule is RoundingRule.FLOAT32_EVEN:
+        return True
     if requantizer.rule is not RoundingRule.SINGLE:
         return False
     assert isinstance(requantizer.multiplier, FixedPointMultiplier)
@@ -61,37 +76,62 @@ def epilogue_fits(requantizer: Requantizer, bound: NDArray[np.int64]) -> bool:
 
 
 def pack_epilogue(bias: NDArray[np.int32], requantizer: Requantizer) -> NDArray[np.int64]:
-    """Constants of `simd.scale_shift` for each vector of 8 channels: int64 ``[O / 16 panels, 2, 32]``.
+    """Constants of the rule's finish for each vector of 8 channels: int64 ``[O / 16 panels, 2, 32]``.
 
-    Words 0-3 hold the bias as eight int32. Words 4-11 hold the mantissas, 12-19 the shifts and 20-27 the rounding
-    constants, each four of even and then four of odd channels. Words 28-31 hold the lift as eight int32.
+    Words 0-3 hold the bias as eight int32. Under SINGLE words 4-11 hold the mantissas, 12-19 the shifts and 20-27 the
+    rounding constants, each four of even and then four of odd channels, and words 28-31 the lift as eight int32 (see
+    `simd.scale_shift`). Under FLOAT32_EVEN words 4-7 hold the multipliers and 8-11 what is added inside the rounding,
+    each eight float32.
     """
+    full = rounded_up(bias.shape[0])
+    columns = [_words(_filled(bias, full, 0), np.int32)]
     multiplier = requantizer.multiplier
-    assert isinstance(multiplier, FixedPointMultiplier)
-    outputs = bias.shape[0]
-    full = rounded_up(outputs)
-
-    def filled(values: NDArray[Any], filler: int) -> NDArray[np.int64]:
-        result = np.full(full, filler, np.int64)
-        result[:outputs] = values
-        return result.reshape(-1, 8)
-
-    def even_then_odd(values: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.concatenate([values[:, 0::2], values[:, 1::2]], axis=1)
-
-    def as_words(values: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.ascontiguousarray(values.astype(np.int32)).view(np.int64)
-
-    shift = filled(31 - multiplier.exponent.astype(np.int64), 1)
-    columns = (
-        as_words(filled(bias, 0)),
-        even_then_odd(filled(multiplier.mantissa, 0)),
-        even_then_odd(shift),
-        even_then_odd((np.int64(1) << (shift - 1)) + (np.int64(1) << 62)),
-        as_words(np.int64(1) << (62 - shift)),
-    )
+    if isinstance(multiplier, FixedPointMultiplier):
+        shift = _filled(31 - multiplier.exponent.astype(np.int64), full, 1)
+        columns += [
+            _even_then_odd(_filled(multiplier.mantissa, full, 0)),
+            _even_then_odd(shift),
+            _even_then_odd((np.int64(1) << (shift - 1)) + (np.int64(1) << 62)),
+            _words(np.int64(1) << (62 - shift), np.int32),
+        ]
+    else:
+        inside = requantizer.zero_point if requantizer.zero_point_inside else 0
+        columns += [_words(_filled(multiplier, full, 0), np.float32), _words(np.full(full, inside), np.float32)]
     packed = aligned_zeros((full // CHANNELS, CHANNELS // 8, EPILOGUE_WORDS), np.int64)
-    packed[...] = np.concatenate(columns, axis=1).reshape(packed.shape)
+    words = np.concatenate(columns, axis=1)
+    packed[..., : words.shape[1]] = words.reshape(*packed.shape[:2], -1)
+    return packed
+
+
+def _filled(values: NDArray[Any], full: int, filler: int) -> NDArray[Any]:
+    """``values``, one for all channels or one a channel, brought to ``full`` channels."""
+    result = np.full(full, filler, values.dtype)
+    result[: values.shape[0] if values.ndim else full] = values
+    return result
+
+
+def _even_then_odd(values: NDArray[Any]) -> NDArray[np.int64]:
+    by_vector = values.astype(np.int64).reshape(-1, 8)
+    return np.concatenate([by_vector[:, 0::2], by_vector[:, 1::2]], axis=1)
+
+
+def _words(values: NDArray[Any], dtype: type[np.int32] | type[np.float32]) -> NDArray[np.int64]:
+    """Eight values of 32 bits as four words."""
+    return np.ascontiguousarray(values.astype(dtype)).view(np.int64).reshape(-1, 4)
+
+
+def pack_taps(weights: NDArray[np.integer]) -> NDArray[np.int16]:
+    """Depthwise weights ``[C, taps]`` as int16 ``[C / 16, pairs of taps, 2, 16]``, in the order of `simd.interleave`.
+
+    Channels and pairs are filled up with zeros.
+    """
+    channels, taps = weights.shape
+    full = np.zeros((rounded_up(channels), rounded_up(taps, 2)), np.int16)
+    full[:channels, :taps] = weights
+    by_panel = full.reshape(-1, CHANNELS, full.shape[1] // 2, 2).transpose(0, 2, 1, 3)
+    packed = aligned_zeros((*by_panel.shape[:2], 2, CHANNELS), np.int16)
+    for part, lanes in enumerate(INTERLEAVED):
+        packed[:, :, part] = by_panel[:, :, list(lanes)].reshape(*by_panel.shape[:2], CHANNELS)
     return packed
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.conv import Windows
 from labkit.kernels.fast.direct import Taps
-from labkit.kernels.fast.tile import CHANNELS
+from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.jit import jit
 
 __all__ = ["average_sums", "max_pool2d"]

@@ -13,13 +13,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.kernels.fast import simd
+from labkit.kernels.fast.finish import FINISHES, Finish
 from labkit.kernels.jit import jit
 
-__all__ = ["REQUANTIZE", "Patch", "multiplier_tables"]
+__all__ = ["REQUANTIZE", "REQUANTIZE_VECTORS", "Patch", "multiplier_tables"]
 
 Array = NDArray[Any]
 
@@ -145,6 +149,46 @@ REQUANTIZE = MappingProxyType(
         RoundingRule.FLOAT32_EVEN: _over_pixels(_float32_even),
         RoundingRule.FLOAT64_AWAY: _over_pixels(_float64_away),
     }
+)
+
+
+def _over_vectors(finish: Finish, name: str) -> Callable[..., int]:
+    @intrinsic
+    def finish_16(typing_context, source, target, epilogue, low, high):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            source, target, *rest = arguments
+            wide = builder.sext(simd.load(builder, source, simd.V16I16), simd.V16I32)
+            finish(builder, {(0, 0): list(simd.halves(builder, wide))}, [target], rest)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    def requantize(images: int, x: Array, y: Array, epilogue: Array, clamp: tuple[int, int], patch: Patch) -> int:
+        """As the loops above for int16 ``x``, sixteen channels at a time; ``epilogue`` from `packing.pack_epilogue`.
+
+        clamp : of the output, zero point subtracted
+
+        Up to fifteen lanes of ``y`` after the patch's last channel get numbers without meaning.
+        """
+        for n in range(images):
+            for i in range(patch.height):
+                source = x.ctypes.data + n * x.strides[0] + (patch.top + i) * x.strides[1] + patch.left * x.strides[2]
+                into = patch.into_left * y.strides[2] + patch.into_channel * y.itemsize
+                target = y.ctypes.data + n * y.strides[0] + (patch.into_top + i) * y.strides[1] + into
+                for _ in range(patch.width):
+                    for p in range(epilogue.shape[0]):
+                        constants = epilogue.ctypes.data + p * epilogue.strides[0]
+                        finish_16(source + 32 * p, target + 32 * p, constants, clamp[0], clamp[1])
+                    source += x.strides[2]
+                    target += y.strides[2]
+        return 0
+
+    requantize.__name__ = requantize.__qualname__ = name
+    return jit(requantize)
+
+
+REQUANTIZE_VECTORS = MappingProxyType(
+    {rule: _over_vectors(finish, f"requantize_vectors_{rule.value}") for rule, finish in FINISHES.items()}
 )
 
 

@@ -14,30 +14,42 @@ from collections.abc import Callable, Sequence
 from llvmlite import ir
 
 __all__ = [
+    "F32",
     "I16",
     "I32",
     "I64",
+    "INTERLEAVED",
     "LANES",
     "V4I64",
+    "V8F32",
     "V8I32",
     "V16I8",
     "V16I16",
+    "V16I32",
     "add_bytes",
     "clamp",
+    "clamp_float",
     "counted_loop",
+    "halves",
+    "in_order",
+    "interleave",
     "join",
     "load",
     "maximum",
     "pair_dot",
+    "round_half_even",
     "scale_shift",
     "splat",
     "store",
 ]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F32 = ir.FloatType()
 LANES = 8
-V4I64, V8I32 = ir.VectorType(I64, 4), ir.VectorType(I32, LANES)
+V4I64, V8I32, V8F32 = ir.VectorType(I64, 4), ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
 V16I8, V16I16, V16I32 = ir.VectorType(I8, 16), ir.VectorType(I16, 16), ir.VectorType(I32, 16)
+
+INTERLEAVED = ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))  # lanes of the two results of `interleave`
 
 Values = list[ir.Value]
 
@@ -67,7 +79,7 @@ def splat(builder: ir.IRBuilder, scalar: ir.Value, kind: ir.VectorType) -> ir.Va
 def pair_dot(builder: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
     """Lane i is ``x[2i] * w[2i] + x[2i + 1] * w[2i + 1]``: 16 products of int16, summed in pairs to 8 lanes of int32.
 
-    |x|, |w| <= 255 keeps each sum below 2**17.
+    |x|, |w| <= 255 keeps each sum below 2**17; of full int16 numbers it is right modulo 2**32.
     """
     products = builder.mul(builder.sext(x, V16I32), builder.sext(w, V16I32))
     return builder.add(_every_second(builder, products, 0), _every_second(builder, products, 1))
@@ -83,6 +95,53 @@ def join(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> ir.Value:
     """One vector with the lanes of ``low``, then those of ``high``."""
     lanes = list(range(2 * low.type.count))
     return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
+
+
+def halves(builder: ir.IRBuilder, vector: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """The lower and the upper lanes of ``vector``; the opposite of `join`."""
+    half = vector.type.count // 2
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    low, high = (
+        builder.shuffle_vector(
+            vector, undefined, ir.Constant(ir.VectorType(I32, half), list(range(first, first + half)))
+        )
+        for first in (0, half)
+    )
+    return low, high
+
+
+def interleave(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Lanes of ``x`` and ``y`` (16 of int16) in turn, ready for `pair_dot`: two vectors in the order of `INTERLEAVED`.
+
+    Each half of a 256-bit register is dealt with by itself, as AVX2's unpacking instructions do; `in_order` puts the
+    results of `pair_dot` right.
+    """
+    low, high = (
+        builder.shuffle_vector(x, y, ir.Constant(V16I32, [lane + 16 * which for lane in lanes for which in (0, 1)]))
+        for lanes in INTERLEAVED
+    )
+    return low, high
+
+
+def in_order(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> Values:
+    """Two vectors of 8 lanes whose lanes are in the order of `INTERLEAVED`, with lanes 0..7 and 8..15."""
+    places = [0, 1, 2, 3, 8, 9, 10, 11]
+    return [
+        builder.shuffle_vector(low, high, ir.Constant(V8I32, [place + first for place in places])) for first in (0, 4)
+    ]
+
+
+def round_half_even(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+    """Each float32 lane to the nearest whole number, ties to even."""
+    name, module = f"llvm.rint.v{x.type.count}f32", builder.module
+    function = module.globals.get(name) or ir.Function(module, ir.FunctionType(x.type, [x.type]), name)
+    return builder.call(function, [x])
+
+
+def clamp_float(builder: ir.IRBuilder, x: ir.Value, low: ir.Value, high: ir.Value) -> ir.Value:
+    """Each float32 lane, none of them NaN, brought into ``low..high``."""
+    raised = builder.select(builder.fcmp_ordered(">", x, low), x, low)
+    return builder.select(builder.fcmp_ordered("<", raised, high), raised, high)
 
 
 def maximum(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> ir.Value:

@@ -11,7 +11,6 @@ row of the kernel, all columns and channels of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -19,56 +18,22 @@ from numba import types
 from numba.extending import intrinsic
 
 from labkit.kernels.fast import simd
+from labkit.kernels.fast.finish import CHANNELS, VECTORS, Finish, Sums, unfinished
 
-__all__ = ["CHANNELS", "EPILOGUE_WORDS", "PANELS", "POSITIONS", "fused_tile", "single_tile", "sums_tile", "wide_tile"]
+__all__ = ["PANELS", "POSITIONS", "product_4", "product_6", "sums_tile", "tile_of"]
 
 POSITIONS = 6
 PANELS = 4  # of a single position
-CHANNELS = 16  # of a panel
-EPILOGUE_WORDS = 32  # int64 words of constants for each vector of 8 channels, see packing.pack_epilogue
-
-_VECTORS = CHANNELS // simd.LANES
 
 Values = list[ir.Value]
-Sums = dict[tuple[int, int], Values]  # by position and panel, one vector for each 8 channels
-Finish = Callable[[ir.IRBuilder, Sums, Values, Values], None]
 
 
-def _fused(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Values) -> None:
-    """Bias, requantization under SINGLE and clamp in registers; 16 int16 a panel are stored at each of ``targets``."""
-    epilogue, low, high = arguments
-    lows, highs = (simd.splat(builder, builder.trunc(bound, simd.I32), simd.V8I32) for bound in (low, high))
-    panels = 1 + max(panel for _, panel in sums)
-    for panel, v in ((panel, v) for panel in range(panels) for v in range(_VECTORS)):
-        start = simd.add_bytes(builder, epilogue, (panel * _VECTORS + v) * EPILOGUE_WORDS * 8)
-
-        def constant(word: int, kind: ir.Type, start: ir.Value = start) -> ir.Value:
-            return simd.load(builder, simd.add_bytes(builder, start, word * 8), kind)
-
-        bias, lift = constant(0, simd.V8I32), constant(28, simd.V8I32)
-        mantissa, shift, half = ([constant(word, simd.V4I64), constant(word + 4, simd.V4I64)] for word in (4, 12, 20))
-        for row in (sums[r, panel] for r in range(len(targets))):
-            scaled = simd.scale_shift(builder, builder.add(row[v], bias), mantissa, shift, half, lift)
-            row[v] = simd.clamp(builder, scaled, lows, highs)
-    for (position, panel), row in sums.items():
-        narrow = builder.trunc(simd.join(builder, *row), simd.V16I16)
-        simd.store(builder, narrow, simd.add_bytes(builder, targets[position], panel * CHANNELS * 2))
-
-
-def _unfinished(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Values) -> None:
-    """The plain int32 sums, 16 a panel at each of ``targets``."""
-    for (position, panel), row in sums.items():
-        target = simd.add_bytes(builder, targets[position], panel * CHANNELS * 4)
-        simd.store(builder, simd.join(builder, *row), target)
-
-
-def _sum_up(
-    builder: ir.IRBuilder, weight_kind: ir.VectorType, sources: Values, panels: Values, arguments: Values
-) -> Sums:
-    """Sums of products for each of ``sources`` and each channel of ``panels`` (addresses)."""
-    runs, run_count, steps = arguments
+def _sum_run(
+    builder: ir.IRBuilder, weight_kind: ir.VectorType, sources: Values, panels: Values, steps: ir.Value, state: Values
+) -> Values:
+    """Add one run to the sums in ``state``: offset of the run from ``sources``, place in the panels, then the sums."""
     vector_bytes = weight_kind.count * weight_kind.element.width // 8
-    slots = [(r, p, v) for r in range(len(sources)) for p in range(len(panels)) for v in range(_VECTORS)]
+    slots = _slots(sources, panels)
 
     def one_step(state: Values) -> Values:
         """Two neighbouring inputs of each position times the weights of both for 16 channels a panel."""
@@ -76,7 +41,7 @@ def _sum_up(
         weights = {
             (p, v): simd.load(builder, builder.add(panel, simd.add_bytes(builder, read, v * vector_bytes)), weight_kind)
             for p, panel in enumerate(panels)
-            for v in range(_VECTORS)
+            for v in range(VECTORS)
         }
         if weight_kind is not simd.V16I16:
             weights = {key: builder.sext(vector, simd.V16I16) for key, vector in weights.items()}
@@ -88,25 +53,57 @@ def _sum_up(
         ]
         return [
             simd.add_bytes(builder, offset, 4),
-            simd.add_bytes(builder, read, _VECTORS * vector_bytes),
+            simd.add_bytes(builder, read, VECTORS * vector_bytes),
             *sums,
         ]
 
-    def one_run(state: Values) -> Values:
-        run, read, *sums = state
-        offset = simd.load(builder, run, simd.I64)
-        _, read, *sums = simd.counted_loop(builder, steps, [offset, read, *sums], one_step)
-        return [simd.add_bytes(builder, run, 8), read, *sums]
+    return simd.counted_loop(builder, steps, state, one_step)
 
-    zeros = [ir.Constant(simd.V8I32, None)] * len(slots)
-    _, _, *sums = simd.counted_loop(builder, run_count, [runs, simd.I64(0), *zeros], one_run)
+
+def _slots(sources: Values, panels: Values) -> list[tuple[int, int, int]]:
+    """Position, panel and vector of each sum."""
+    return [(r, p, v) for r in range(len(sources)) for p in range(len(panels)) for v in range(VECTORS)]
+
+
+def _by_place(sources: Values, panels: Values, totals: Values) -> Sums:
     result: Sums = {}
-    for total, (r, p, _) in zip(sums, slots, strict=True):
+    for total, (r, p, _) in zip(totals, _slots(sources, panels), strict=True):
         result.setdefault((r, p), []).append(total)
     return result
 
 
-def _tile(positions: int, panels: int, finish: Finish) -> Any:
+def _zeros(sources: Values, panels: Values) -> Values:
+    return [ir.Constant(simd.V8I32, None)] * len(_slots(sources, panels))
+
+
+def _sum_up(
+    builder: ir.IRBuilder, weight_kind: ir.VectorType, sources: Values, panels: Values, arguments: Values
+) -> Sums:
+    """Sums of products for each of ``sources`` and each channel of ``panels`` (addresses)."""
+    runs, run_count, steps = arguments
+
+    def one_run(state: Values) -> Values:
+        run, read, *sums = state
+        offset = simd.load(builder, run, simd.I64)
+        _, read, *sums = _sum_run(builder, weight_kind, sources, panels, steps, [offset, read, *sums])
+        return [simd.add_bytes(builder, run, 8), read, *sums]
+
+    start = [runs, simd.I64(0), *_zeros(sources, panels)]
+    _, _, *sums = simd.counted_loop(builder, run_count, start, one_run)
+    return _by_place(sources, panels, sums)
+
+
+def tile_of(positions: int, panels: int, finish: Finish) -> Any:
+    """The intrinsic ``(sources, targets, runs, run_count, steps, weights, panel, epilogue, low, high)``.
+
+    sources, targets : addresses of tables with the address of each position's window and of its results
+    runs, run_count : address of a table with the byte offset of each run from the start of the window
+    steps : pairs of int16 in a run
+    weights, panel : the packed weights (for their type, int16 or int8) and the address of the first panel to use
+    epilogue : address of that panel's constants; those of the next panel follow
+    low, high : the clamp, zero point subtracted
+    """
+
     @intrinsic
     def tile(  # type: ignore[no-untyped-def]
         typing_context, sources, targets, runs, run_count, steps, weights, panel, epilogue, low, high
@@ -134,14 +131,25 @@ def _tile(positions: int, panels: int, finish: Finish) -> Any:
     return tile
 
 
-# Each takes ``(sources, targets, runs, run_count, steps, weights, panel, epilogue, low, high)``:
-#   sources, targets   addresses of tables with the address of each position's window and of its results
-#   runs, run_count    address of a table with the byte offset of each run from the start of the window
-#   steps              pairs of int16 in a run
-#   weights, panel     the packed weights (for their type, int16 or int8) and the address of the first panel to use
-#   epilogue           address of that panel's constants; those of the next panel follow
-#   low, high          the clamp, zero point subtracted
-fused_tile = _tile(POSITIONS, 1, _fused)
-single_tile = _tile(1, 1, _fused)
-wide_tile = _tile(1, PANELS, _fused)
-sums_tile = _tile(POSITIONS, 1, _unfinished)
+def _product(positions: int) -> Any:
+    @intrinsic
+    def product(typing_context, source, row_bytes, target, steps, panel):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            source, row_bytes, target, steps, panel = arguments
+            sources = [builder.add(source, builder.mul(row_bytes, simd.I64(r))) for r in range(positions)]
+            start = [simd.I64(0), simd.I64(0), *_zeros(sources, [panel])]
+            _, _, *sums = _sum_run(builder, simd.V16I16, sources, [panel], steps, start)
+            targets = [simd.add_bytes(builder, target, r * CHANNELS * 4) for r in range(positions)]
+            unfinished(builder, _by_place(sources, [panel], sums), targets, [])
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 5), generate
+
+    return product
+
+
+sums_tile = tile_of(POSITIONS, 1, unfinished)
+
+# Each takes ``(source, row_bytes, target, steps, panel)``: a product of matrices. Positions are rows of ``steps`` pairs
+# of int16, ``row_bytes`` apart; their int32 sums with one panel of int16 weights lie side by side at ``target``.
+product_6, product_4 = _product(6), _product(4)

@@ -45,9 +45,9 @@ def net_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sound ``.lab`` file of the shipped LeNet."""
     path = tmp_path_factory.mktemp("net") / "lenet.lab"
     module = labkit.models.load("lenet", data="mnist5k")
-    labkit.quantize(module, labkit.data.load("mnist5k").calibration(16)).with_notes(model="lenet", data="mnist5k").save(
-        path
-    )
+    labkit.quantize(module, labkit.data.load("mnist5k").calibration(16)).with_notes(
+        model="lenet", trained_on="mnist5k"
+    ).save(path)
     return path
 
 

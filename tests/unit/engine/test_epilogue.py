@@ -13,7 +13,7 @@ from labkit.engine.prepare import prepare
 from labkit.engine.run import run
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
-from labkit.kernels.fast.conv import conv2d, conv2d_sums
+from labkit.kernels.fast.conv import CONV2D, conv2d_sums
 
 S8 = QuantSpec(8, symmetric=False)
 PARAMS = QParams(np.float32(1), np.int32(0))
@@ -61,7 +61,7 @@ def test_the_tile_finishes_any_sum(exponent, images):
     mantissa = rng.choice([2**30, 2**31 - 1, 3 * 2**29, 0, int(rng.integers(2**30, 2**31))], len(sums))
     multiplier = FixedPointMultiplier(mantissa.astype(np.int32), np.full(len(sums), exponent, np.int32))
     got, kernels = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-120, 127)), images)
-    assert kernels == [conv2d]
+    assert kernels == [CONV2D[RoundingRule.SINGLE]]
     expected = [oracle.single(value, int(m), exponent) + 5 for value, m in zip(sums, mantissa, strict=True)]
     assert got == [oracle.clamp(value, -120, 127) for value in expected]
 

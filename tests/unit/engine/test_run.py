@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from labkit.engine.node_by_node import run_nodes
 from labkit.engine.prepare import prepare
 from labkit.engine.run import run, trace
 from labkit.errors import BoundError, ModelError, QuantizationError
+from labkit.kernels.fast import elementwise
+from labkit.kernels.fast.depthwise import DEPTHWISE, DEPTHWISE_SUMS
 from labkit.kernels.kernel_set import REFERENCE
 
 PER_CHANNEL = PerAxis(0)
@@ -231,6 +234,55 @@ def test_add(shift, ties):
     flat = b.quantize((19,), affine(S4))
     graph = b.graph(b.nodes[-2].name, b.add(flat, flat, spec=affine(S8)))
     assert_same(graph)
+
+
+@pytest.mark.parametrize("multipliers", [(2**30 - 1, 2**30 - 1), (1, 2**30 - 1), (2**15, 2**15 - 1), (2**29, 2**29)])
+@pytest.mark.parametrize("shift", [15, 16, 17, 30, 31, 45, 46, 62])
+@pytest.mark.parametrize("channels", [3, 16, 17])
+def test_add_by_halves_of_the_multipliers(multipliers, shift, channels):
+    """Every pair of inputs at the ends of the grid and many in between, with the border of both sides kept."""
+    b = Builder(shift)
+    x, y = b.quantize((channels, 13, 21), U8, 1.0), b.quantize((channels, 13, 21), affine(S8), 1.0)
+    z = b.add(x, y, spec=affine(S8), shift=1)
+    op = replace(b.nodes[-1].op, multipliers=np.array(multipliers, np.int32), shift=shift)
+    b.nodes[-1] = replace(b.nodes[-1], op=op)
+    b.conv(b.add(z, y), 4, (3, 3), padding=((1, 1), (1, 1)))
+    graph = b.graph()
+    assert_same(graph)
+    fits = 16 <= shift <= 45
+    assert prepare(graph).steps[0].kernel is (elementwise.add_vectors if fits else elementwise.add)
+
+
+@pytest.mark.parametrize("multipliers", [(2**30, 1), (2**31 - 1, 2**31 - 1), (-1, 5)])
+def test_add_of_multipliers_that_do_not_split(multipliers):
+    assert elementwise.split_multipliers(np.array(multipliers, np.int32), 30) is None
+
+
+@pytest.mark.parametrize("rule", RoundingRule)
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [((3, 3), (1, 1), (1, 1)), ((2, 2), (2, 1), (1, 2))])
+@pytest.mark.parametrize("channels", [3, 16, 40])
+def test_depthwise(rule, kernel, stride, dilation, channels):
+    """An odd and an even number of kernel elements; a dense input, whole panels and a part of one."""
+    b = Builder(channels, rule=rule, ties=channels == 16, extreme=channels == 40)
+    x = b.quantize((channels, 8, 9), affine(U8))
+    weights = QuantSpec(8, symmetric=False, granularity=PER_CHANNEL)
+    options = {"stride": stride, "dilation": dilation, "padding": ((1, 1), (1, 1)), "groups": channels}
+    x = b.conv(x, channels, kernel, weights=weights, spec=affine(S8), **options)
+    b.conv(x, channels, kernel, weights=weights, spec=affine(U8), channels=False, **options)
+    graph = b.graph()
+    assert_same(graph, 2)
+    assert prepare(graph).steps[0].kernel is DEPTHWISE.get(rule, DEPTHWISE_SUMS)
+
+
+@pytest.mark.parametrize("rule", RoundingRule)
+@pytest.mark.parametrize("parts", [(16, 16), (3, 17), (16, 5), (31, 1)])
+def test_concat_keeps_the_neighbours(rule, parts):
+    """What is written in sixteens must not reach into the next pixel."""
+    b = Builder(parts[0], rule=rule)
+    x = b.quantize((4, 5, 6), affine(S8))
+    joined = b.concat(*(b.conv(x, count, (1, 1), spec=affine(U8)) for count in parts), spec=affine(S8))
+    b.conv(b.requantize(joined, spec=affine(S4)), 5, (3, 3), padding=((1, 1), (1, 1)))
+    assert_same(b.graph())
 
 
 def test_branches_with_differing_padding():

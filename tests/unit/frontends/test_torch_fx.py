@@ -11,12 +11,12 @@ import torch
 from parity.zoo import CASES, SHAPE, Case, build, conv, net, row
 from torch import nn
 
+from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph import float_ops
 from labkit.graph.float_ops import Activation
 from labkit.graph.ir import FloatGraph
 from labkit.graph.passes import simplify
-from labkit.quantization.float_run import run_float
 
 
 def flat_outputs(value: object) -> list[torch.Tensor]:

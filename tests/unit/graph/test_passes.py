@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from unit.graph.builders import NO_PADDING, float_conv, float_input, random_norm
 
+from labkit.frontends.float_run import run_float
 from labkit.graph import float_ops
 from labkit.graph.float_ops import Activation
 from labkit.graph.ir import FloatGraph, FloatNode
@@ -21,7 +22,6 @@ from labkit.graph.passes import (
     remove_identities,
     simplify,
 )
-from labkit.quantization.float_run import run_float
 
 POOL = float_ops.MaxPool2d((2, 2), (2, 2), NO_PADDING, (1, 1), False)
 RELU, RELU6 = float_ops.Relu(Activation.RELU), float_ops.Relu(Activation.RELU6)

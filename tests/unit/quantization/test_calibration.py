@@ -74,9 +74,17 @@ def test_images_come_in_many_forms(batches: Callable[[torch.Tensor], Any]) -> No
 
 
 def test_batches_stay_small_whatever_is_handed_in() -> None:
-    parts = list(image_batches(np.zeros((300, 2), np.uint8)))
+    parts = list(image_batches(np.zeros((300, 2), np.float64)))
     assert [part.shape for part in parts] == [(128, 2), (128, 2), (44, 2)]
     assert {part.dtype for part in parts} == {np.dtype(np.float32)}
+    large = list(image_batches(np.zeros((5, 3, 224, 224), np.float32)))
+    assert [len(part) for part in large] == [2, 2, 1], "memory does not grow with the size of the images"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64])
+def test_pixels_that_nobody_normalised_are_refused(dtype: type) -> None:
+    with pytest.raises(InputError, match="Normalise pixels"):
+        list(image_batches(np.zeros((3, 2), dtype)))
 
 
 @pytest.mark.parametrize("empty", [[], np.zeros((0, 3, 8, 8)), iter(()), [np.zeros((0, 3, 8, 8))]])

@@ -9,9 +9,9 @@ from unit.quantization.nets import branches, images
 
 import labkit
 from labkit.errors import InputError
+from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.passes import simplify
-from labkit.quantization.float_run import run_float
 from labkit.quantization.simulate import run_simulated, simulate_weights
 
 MODULE, X = branches(), images(40)

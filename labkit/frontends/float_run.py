@@ -21,6 +21,7 @@ def run_float(
     graph: FloatGraph,
     inputs: dict[str, NDArray[np.float32]],
     after: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    only_outputs: bool = False,
 ) -> dict[str, NDArray[np.float32]]:
     """Every node's result by name.
 
@@ -29,12 +30,14 @@ def run_float(
     graph : a FloatGraph
     inputs : float32 [N, ...] by input name
     after : called with each node's name and result; what it returns is passed on instead
+    only_outputs : return what leaves the graph, and free everything else after its last use
 
     Returns
     -------
     float32 arrays [N, ...], activations applied
     """
     results: dict[str, torch.Tensor] = {}
+    last_use = {name: node.name for node in graph for name in node.inputs}
     with torch.inference_mode():
         for node in graph:
             if isinstance(node.op, float_ops.Input):
@@ -43,6 +46,10 @@ def run_float(
                 results[node.name] = _activate(node, _compute(node, [results[name] for name in node.inputs]))
             if after is not None:
                 results[node.name] = after(node.name, results[node.name])
+            if only_outputs:
+                for name in {*node.inputs, node.name}:
+                    if last_use.get(name, node.name) == node.name and name not in graph.outputs:
+                        del results[name]
     return {name: tensor.numpy() for name, tensor in results.items()}
 
 
@@ -66,8 +73,10 @@ def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
     if isinstance(op, float_ops.Relu):
         return F.relu(x) if op.kind is Activation.RELU else F.relu6(x)
     if isinstance(op, float_ops.MaxPool2d):
-        (top, _), (left, _) = op.padding
-        return F.max_pool2d(x, op.kernel, op.stride, (top, left), op.dilation, op.ceil_mode)
+        (top, bottom), (left, right) = op.padding
+        if top == bottom and left == right:
+            return F.max_pool2d(x, op.kernel, op.stride, (top, left), op.dilation, op.ceil_mode)
+        return F.max_pool2d(_padded(x, op.padding, -torch.inf), op.kernel, op.stride, 0, op.dilation, op.ceil_mode)
     if isinstance(op, float_ops.AveragePool2d):
         return F.avg_pool2d(_padded(x, op.padding, 0.0), op.kernel, op.stride)
     if isinstance(op, float_ops.Flatten):

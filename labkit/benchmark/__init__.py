@@ -1,0 +1,1 @@
+"""Paired timing against other runtimes, after the answers were compared: `labkit bench`."""

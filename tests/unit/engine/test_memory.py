@@ -1,0 +1,150 @@
+"""Memory of a run: shared where lifetimes allow it, borders kept, nothing made after the first run."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from unit.engine.graphs import S8, U8, Builder, affine, images_for, lenet
+
+from labkit.arithmetic.requantize import RoundingRule
+from labkit.engine.arena import arena_for
+from labkit.engine.memory import share_memory, slot_bytes
+from labkit.engine.node_by_node import run_nodes
+from labkit.engine.plan import Buffer, Step
+from labkit.engine.prepare import Route, prepare
+from labkit.engine.run import run, trace
+from labkit.kernels.kernel_set import REFERENCE
+
+SAME = ((1, 1), (1, 1))
+
+
+def steps(*buffers):
+    return [Step("", lambda *_: 0, numbers, ()) for numbers in buffers]
+
+
+def plain(size):
+    return Buffer((size, 1, 1), np.int16)
+
+
+def test_a_chain_takes_two_slots():
+    slots = share_memory([plain(4)] * 5, steps((0, 1), (1, 2), (2, 3), (3, 4)), [0], [4])
+    assert slots == (0, 1, 0, 1, 0)
+
+
+def test_what_is_read_later_is_kept():
+    """Buffer 0 is added to buffer 3, and buffer 1 is an output."""
+    slots = share_memory([plain(4)] * 5, steps((0, 1), (1, 2), (2, 3), (0, 3, 4)), [0], [1, 4])
+    assert len({slots[0], slots[1], slots[2]}) == 3
+    assert slots[3] not in (slots[0], slots[1], slots[2])
+    assert slots[4] == slots[2]
+
+
+def test_inputs_are_filled_before_the_first_step():
+    slots = share_memory([plain(4)] * 4, steps((0, 2), (1, 2, 3)), [0, 1], [3])
+    assert len({slots[0], slots[1], slots[2]}) == 3
+
+
+def test_the_best_fit_is_taken():
+    sizes = [1, 9, 5, 4, 20]
+    slots = share_memory([plain(size) for size in sizes], steps((0, 1, 2), (3,), (4,)), [0], [])
+    assert slots == (0, 1, 2, 2, 1)
+    assert slot_bytes([plain(size) for size in sizes], slots, 3) == [6, 120, 30]
+
+
+def test_borders_are_shared_among_their_like_and_scratch_among_scratch():
+    bordered = Buffer((4, 4, 16), np.int16, border=(1, 1, 1, 1))
+    other = Buffer((4, 4, 16), np.int16, border=(0, 2, 1, 1))
+    scratch = Buffer((4, 4, 16), np.int16, is_per_image=False)
+    buffers = [bordered, plain(999), other, bordered, scratch, scratch]
+    slots = share_memory(buffers, steps((0,), (1,), (2,), (3,), (4,), (5,)), [], [])
+    assert slots == (0, 1, 2, 0, 3, 3)
+    assert slot_bytes([scratch, plain(1)], (0, 1), 7) == [512, 14]
+
+
+def residual_net(rule=RoundingRule.SINGLE, size=12):
+    """Blocks with a shortcut and sizes that change, as in a ResNet, and a tensor that is read much later."""
+    b = Builder(4, rule=rule)
+    first = x = b.conv(b.quantize((3, size, size), affine(U8)), 16, (3, 3), padding=SAME, spec=affine(U8))
+    for channels, stride in ((16, 1), (16, 1), (20, 2), (20, 1)):
+        y = b.conv(x, channels, (3, 3), padding=SAME, stride=(stride, stride), spec=affine(U8))
+        y = b.conv(y, channels, (3, 3), padding=SAME, spec=affine(S8))
+        if stride > 1:
+            x = b.conv(x, channels, (1, 1), stride=(stride, stride), spec=affine(S8))
+        x = b.add(x, y, spec=affine(U8))
+    late = b.conv(first, 20, (3, 3), stride=(2, 2), padding=SAME, spec=affine(U8))
+    x = b.concat(x, b.conv(x, 20, (3, 3), groups=20, padding=SAME), late, spec=affine(S8))
+    b.average_pool(x, (size // 2, size // 2))
+    out = b.linear(b.flatten(b.nodes[-1].name), 10)
+    return b.graph(b.dequantize(out))
+
+
+@pytest.mark.parametrize("rule", RoundingRule)
+@pytest.mark.parametrize("route", Route)
+def test_shared_memory_changes_no_result(rule, route):
+    graph = residual_net(rule)
+    prepared = prepare(graph, route=route)
+    for count in (1, 5, prepared.chunk + 1, 1):
+        inputs = images_for(graph, count, count)
+        expected = run_nodes(graph, inputs, REFERENCE)
+        for name, array in run(prepared, inputs).items():
+            np.testing.assert_array_equal(array, expected[name])
+        for name, array in trace(prepared, inputs).items():
+            np.testing.assert_array_equal(array, expected[graph.carriers()[name]])
+
+
+def test_memory_is_shared():
+    prepared = prepare(residual_net(size=32))
+    shared, all_kept = arena_for(prepared, 1), arena_for(prepared, 1, keeps_all=True)
+    assert shared.bytes < all_kept.bytes / 2
+    assert shared.bytes == sum({id(b.base): b.base.nbytes for b in shared.buffers}.values()) - 128 * (
+        1 + max(prepared.slots)
+    )
+
+
+@pytest.mark.parametrize("count", [1, 33])
+@pytest.mark.parametrize("integers", [False, True])
+def test_after_the_first_run_only_the_result_is_allocated(count, integers):
+    """Python's own objects, such as views and tuples, take the few kilobytes that are allowed."""
+    b = Builder(0)
+    x = b.quantize((3, 24, 24), affine(U8))
+    for _ in range(3):
+        x = b.conv(x, 16, (3, 3), padding=SAME, spec=affine(U8))
+    graph = b.graph(x) if integers else b.graph(b.dequantize(x))
+    prepared, inputs = prepare(graph), images_for(graph, count)
+    run(prepared, inputs)
+    run(prepared, inputs)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        (result,) = run(prepared, inputs).values()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert result.nbytes >= count * 16 * 24 * 24
+    assert peak - before < result.nbytes + 8192
+
+
+def test_arenas_go_with_their_network():
+    import gc
+    import weakref
+
+    prepared = prepare(lenet(0))
+    arena = weakref.ref(arena_for(prepared, 1).buffers[0].base)
+    del prepared
+    gc.collect()
+    assert arena() is None
+
+
+def test_images_run_together_while_the_cache_holds_them():
+    """LeNet's are small. A large image runs alone, unless large weights make it worth while to share them."""
+    assert prepare(lenet(0)).chunk == 32
+    chunks = []
+    for outputs in (8, 4096):
+        b = Builder(0)
+        x = b.conv(b.quantize((3, 200, 200), affine(U8)), 8, (3, 3), padding=SAME, spec=affine(U8))
+        x = b.flatten(b.average_pool(x, (5, 5), spec=affine(U8)))
+        b.linear(x, outputs)
+        chunks.append(prepare(b.graph()).chunk)
+    assert chunks[0] == 1 < chunks[1] < 32

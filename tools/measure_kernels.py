@@ -1,0 +1,180 @@
+"""Measure the steps of docs/kernels.md: one convolution from seven loops to exact Winograd, in GMAC/s.
+
+    python tools/measure_kernels.py [--channels 64] [--size 28] [--rounds 15]
+
+Every step computes the same layer, requantization included, and is measured only after its integers were compared with
+the first step's. One thread, CPU time, the steps taken in turn in every round; the median is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.engine.arena import Arena
+from labkit.engine.plan import Prepared
+from labkit.engine.prepare import Route, prepare
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode, Tensor
+from labkit.kernels.fast.conv import BLOCK, fill_tables
+from labkit.kernels.fast.finish import CHANNELS, FINISHES
+from labkit.kernels.fast.tile import tile_of
+
+Array = NDArray[Any]
+Step = Callable[[], None]
+
+_ONE_BY_SIXTEEN = tile_of(1, 1, FINISHES[RoundingRule.SINGLE])
+
+
+@numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
+def _seven_loops(x: Array, y: Array, w: Array, bias: Array, mantissa: Array, exponent: Array) -> None:
+    """Image, row, column, output channel, kernel row, kernel column, input channel; then eq. 13 and the clamp."""
+    for n in range(y.shape[0]):
+        for i in range(y.shape[1]):
+            for j in range(y.shape[2]):
+                for o in range(w.shape[0]):
+                    total = np.int64(bias[o])
+                    for u in range(3):
+                        for v in range(3):
+                            for c in range(w.shape[1]):
+                                total += np.int64(x[n, i + u, j + v, c]) * w[o, c, u, v]
+                    shift = 31 - exponent[o]
+                    y[n, i, j, o] = min(max((total * mantissa[o] + (1 << (shift - 1))) >> shift, -128), 127)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def _one_by_sixteen(
+    x: Array, y: Array, tables: Array, panels: Array, epilogue: Array, runs: Array, clamp: Any, windows: Any
+) -> None:
+    """`conv.CONV2D` with a tile of one position: each weight that is loaded is used once."""
+    positions = windows.height * windows.width
+    for first in range(0, positions, BLOCK):
+        count = min(BLOCK, positions - first)
+        fill_tables(tables, x, y, windows, first, count)
+        for p in range(panels.shape[0]):
+            for at in range(count):
+                _ONE_BY_SIXTEEN(
+                    tables.ctypes.data + 8 * at,
+                    tables.ctypes.data + tables.strides[0] + 8 * at,
+                    runs.ctypes.data,
+                    runs.shape[0],
+                    panels.shape[2],
+                    panels,
+                    panels.ctypes.data + p * panels.strides[0],
+                    epilogue.ctypes.data + p * epilogue.strides[0],
+                    clamp[0],
+                    clamp[1],
+                )
+                tables[1, at] += 2 * CHANNELS
+
+
+def _layer(channels: int, size: int) -> IntGraph:
+    """``channels`` to as many, 3x3, padding 1, on u8 inputs of the whole range; seeded."""
+    rng = np.random.default_rng(0)
+    grid = QuantSpec(8, signed=False, symmetric=False)
+    weights = QuantSpec(8, narrow=True, granularity=PerAxis(0))
+    values = rng.integers(-127, 128, (channels, channels, 3, 3)).astype(np.int8)
+    scales = QParams(np.ones(channels, np.float32), np.zeros(channels, np.int32))
+    multiplier = FixedPointMultiplier.from_real(rng.uniform(0.5, 1.5, channels) * 0.01 / np.sqrt(channels))
+    requantizer = Requantizer(RoundingRule.SINGLE, multiplier, 128, (0, 255))
+    bias = rng.integers(-20000, 20000, channels).astype(np.int32)
+    padding = ((1, 1), (1, 1))
+    op = int_ops.Conv2d(QTensor(values, scales, weights), bias, requantizer, (1, 1), padding, (1, 1), 1)
+    tensor = Tensor((channels, size, size), grid, QParams(np.ones((), np.float32), np.full((), 128, np.int32)))
+    return IntGraph(
+        (IntNode("x", int_ops.Quantize(tensor.shape), (), tensor), IntNode("y", op, ("x",), tensor)), ("y",)
+    )
+
+
+def _steps(channels: int, size: int) -> list[tuple[str, Step, Callable[[], Array]]]:
+    """Name, what runs it, and what gives its result [size, size, channels]."""
+    graph = _layer(channels, size)
+    op = graph["y"].op
+    assert isinstance(op, int_ops.Conv2d) and isinstance(op.requantizer.multiplier, FixedPointMultiplier)
+    image = np.random.default_rng(1).integers(-128, 128, (size, size, channels))
+    weights, multiplier = op.weight.values.astype(np.int16), op.requantizer.multiplier
+
+    def arena(prepared: Prepared) -> tuple[Arena, Callable[[], Array]]:
+        made = Arena(prepared, 1, keeps_all=True)
+        place = prepared.exits["x"].place
+        made.buffers[place.buffer][0, 1:-1, 1:-1, :channels] = image
+        result = made.buffers[prepared.exits["y"].place.buffer]
+        return made, lambda: result[0, :size, :size, :channels]
+
+    result: list[tuple[str, Step, Callable[[], Array]]] = []
+    direct, of_direct = arena(prepare(graph, route=Route.DIRECT))
+    x, y, tables, *constants = direct.calls[0][2]
+    plain, single = np.zeros_like(y), np.zeros_like(y)
+    result.append(
+        (
+            "seven loops, compiled",
+            lambda: _seven_loops(x, plain, weights, op.bias, multiplier.mantissa, multiplier.exponent),
+            lambda: plain[0, :size, :size, :channels],
+        )
+    )
+    result.append(
+        (
+            "tile of 1 x 16",
+            lambda: _one_by_sixteen(x, single, tables, *constants),
+            lambda: single[0, :size, :size, :channels],
+        )
+    )
+
+    def engine(made: Arena) -> Step:
+        _, kernel, arguments = made.calls[0]
+        return lambda: void(kernel(1, *arguments))
+
+    def void(_: int) -> None:
+        return None
+
+    result.append(("tile of 6 x 16", engine(direct), of_direct))
+    for name, route in (("Winograd F(2x2, 3x3)", Route.F2), ("Winograd F(4x4, 3x3)", Route.F4)):
+        made, of_made = arena(prepare(graph, route=route))
+        result.append((name, engine(made), of_made))
+    return result
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--size", type=int, default=28)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    steps = _steps(options.channels, options.size)
+    first = None
+    for name, run, result in steps:
+        run()
+        first = result().copy() if first is None else first
+        if not np.array_equal(result(), first):
+            raise SystemExit(f"{name}: its integers differ from those of {steps[0][0]}; nothing is measured.")
+    seconds: dict[str, list[float]] = {name: [] for name, _, _ in steps}
+    for _ in range(options.rounds):
+        for name, run, _ in steps:
+            start = time.thread_time()
+            run()
+            seconds[name].append(time.thread_time() - start)
+    products = options.channels**2 * 9 * options.size**2
+    print(
+        f"{options.channels} to {options.channels} channels, {options.size} x {options.size}, 3x3, one thread, ", end=""
+    )
+    print(f"{llvmlite.binding.get_host_cpu_name()} ({platform.machine()}), numba {numba.__version__}\n")
+    print("| step | GMAC/s |\n|---|---|")
+    for name, taken in seconds.items():
+        print(f"| {name} | {products / statistics.median(taken) / 1e9:.3g} |")
+
+
+if __name__ == "__main__":
+    main()
