@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from labkit.data.dataset import DataSet
@@ -49,8 +50,10 @@ def load(name: str = "auto", data_dir: str | Path | None = None, download: bool 
         return load_cifar10(data_dir, fetch=fetch)
     from labkit.data.mnist5k import load_mnist5k
 
+    named = data_dir or os.environ.get("LABKIT_DATA")
+    where = f" (not under {named} either)" if named else ""
     return load_mnist5k(
-        "mnist5k, the digits that come with labkit, because CIFAR-10 was not found; "
+        f"mnist5k, the digits that come with labkit, because CIFAR-10 was not found{where}; "
         f"`{FETCH_COMMAND}` fetches it (170 MB)."
     )
 
