@@ -73,9 +73,7 @@ def peers_from(library: str, subject: Subject, graph: IntGraph, threads: int) ->
                 f"{library} takes no part: {name} cannot be imported ({error}). "
                 f"Install both onnx and onnxruntime with: pip install 'labkit[parity]'"
             ) from error
-    from labkit.benchmark import peer_onnxruntime, peer_torch
-
-    makers = peer_onnxruntime.MAKERS if library == "onnxruntime" else peer_torch.MAKERS
+    makers = importlib.import_module(f"labkit.benchmark.peer_{library}").MAKERS
     peers, reasons = [], []
     for make in makers:
         try:

@@ -10,6 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from labkit.benchmark.limits import MEMORY
 from labkit.benchmark.results import BenchResult, Case, Pair
 from labkit.benchmark.timing import CPU
 
@@ -47,8 +48,8 @@ results of convolutions and linear layers that are off by more than 1, which no 
 What does explain it is saturation. The AVX2 instruction vpmaddubsw multiplies unsigned by signed bytes, adds two
 neighbouring products in 16 bits and cuts the sum off at 32,767; 255 x 127 twice is 64,770. onnxruntime (u8s8) and torch
 use it on an x86 processor without VNNI. Where there is VNNI (vpdpbusd), four products go to 32 bits and nothing is cut
-off, but torch's depthwise 3x3 kernels (FBGEMM) use vpmaddubsw even there. onnxruntime's s8s8 never saturates and is
-slower for it. labkit is exact on every processor.
+off; only torch's depthwise 3x3 layers show the same cut even there. onnxruntime's s8s8 does not saturate. A processor's
+line "instructions" at the top says whether it has VNNI.
 """
 
 
@@ -132,7 +133,7 @@ def _shares(pair: Pair) -> tuple[str, str]:
 
 def _share(part: float) -> str:
     """A percentage that says 0 only of nothing at all."""
-    return "0" if part == 0 else "<0.01%" if part < 1e-4 else f"{part:.2%}"
+    return "0" if part == 0 else f"{part * 100:.1g}%" if part < 1e-4 else f"{part:.2%}"
 
 
 def _times(pair: Pair) -> tuple[str, str]:
@@ -191,17 +192,16 @@ def _noise(result: BenchResult) -> str:
 def _roofline(result: BenchResult, figure: str | None) -> list[str]:
     if figure is None or not result.layers:
         return []
-    limits = ", ".join(f"{name} {rate:.0f}" for name, rate in result.limits.items())
+    limits = "; ".join(f"{name}: {rate:.0f}" for name, rate in result.limits.items() if name != MEMORY)
     return [
         "## Roofline",
         "",
         f"![GMAC/s of each layer over the MACs that it does for each byte]({figure})",
         "",
         "Each mark is one layer of a net at batch 1, timed inside its net: convolutions and linear layers, weights and",
-        "activations counted as one byte each. The lines are what one core of this processor was measured to do: "
-        f"{limits}",
-        "(GMAC/s, but the last). A 3x3 convolution may lie above the instruction it uses: the exact Winograd transform does",
-        "the same layer with a quarter of the multiplications or less. A layer may lie above the slope of the memory where",
-        "its weights and activations are still in a cache.",
+        "activations counted as one byte each. The lines are what one core of this processor was measured to do, in GMAC/s:",
+        f"{limits or 'not measured on this processor'}. The slope is its memory, read at {result.limits[MEMORY]:.0f} GB/s.",
+        "A 3x3 convolution may lie above the instruction that it uses, because Winograd's transform does the same layer with",
+        "fewer multiplications; any layer may lie above the slope while its weights and activations are in a cache.",
         "",
     ]

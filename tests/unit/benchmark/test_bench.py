@@ -172,12 +172,12 @@ def test_wrong_peer_shows_its_share(digits: DataSet, monkeypatch: pytest.MonkeyP
 
 def test_absent_peer_is_a_message(digits: DataSet, lenet: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.delitem(sys.modules, "labkit.benchmark.peer_onnxruntime", raising=False)
     with pytest.raises(PeerMissing, match=r"pip install 'labkit\[parity\]'"):
         peers_from("onnxruntime", lenet, None, 1)  # type: ignore[arg-type]
-    result = run_bench(replace(QUICK, against=("onnxruntime",), batches=(1,)), digits, "labkit bench", silent)
+    result = run_bench(replace(QUICK, against=("onnxruntime", "torch"), batches=(1,)), digits, "labkit bench", silent)
     assert len(result.missing) == 1
-    assert result.cases[0].pairs == ()
-    assert result.cases[0].refused is None
+    assert [pair.peer for pair in result.cases[0].pairs] == ["torch int8", "torch fp32"]
     assert result.missing[0] in markdown(result)
 
 
