@@ -5,6 +5,7 @@ OUT ?= labkit-demo
 DATA ?= auto
 WORKERS ?= 2
 TORCH_INDEX ?=
+LAB_OPTIONS ?=
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
@@ -35,6 +36,7 @@ help: ## say what can be made
 	@echo "  PYTHON=python3.12        which Python makes the environment (3.11 or newer)"
 	@echo "  TORCH_INDEX=URL          where torch comes from, for one without CUDA (see README.md)"
 	@echo "  DATA=auto|cifar10|mnist5k, OUT=DIR   what the demo runs on, where its report goes"
+	@echo "  LAB_OPTIONS='--no-browser --port 8899'   options for JupyterLab, for make lab"
 
 demo: environment ## quantize a trained network, run and prove it on real images, write a report
 	$(BIN)/labkit demo --data $(DATA) --out $(OUT)
@@ -53,7 +55,7 @@ check: dev-environment ## format, lint, types, house rules, then the tests
 	$(PYTEST) -q -n $(WORKERS) --dist worksteal --ignore tests/house
 
 lab: lab-environment ## make a folder of notebooks, labkit-lab, and open JupyterLab in it
-	$(BIN)/labkit lab
+	$(BIN)/labkit lab -- $(LAB_OPTIONS)
 
 environment:
 	$(call environment,)

@@ -3,7 +3,8 @@
 An environment is good when its stamp says so and what the stamp says is still true. The stamp is written last, so an
 environment whose making was interrupted has none. It names what the environment was made from: pyproject.toml, the
 Python and the place of this checkout; and which extras (``[project.optional-dependencies]``) it holds. The question
-"is it good?" is answered by the environment's own Python, which proves in the same 0.1 s that it still runs.
+"is it good?" is answered by the environment's own Python, which proves in the same 0.2 s that it still runs, and that
+the commands of ``[project.scripts]`` are there and start.
 
 Only the standard library is used: this runs before anything is installed.
 """
@@ -72,7 +73,7 @@ def key(project: Path) -> str:
 
 def requirements(project: Path, extras: frozenset[str]) -> list[str]:
     """The requirements that pyproject.toml gives labkit itself and ``extras``, as written there."""
-    table: dict[str, Any] = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+    table = _table(project)
     optional = table.get("optional-dependencies", {})
     return [*table.get("dependencies", []), *(line for name in sorted(extras) for line in optional[name])]
 
@@ -85,13 +86,15 @@ def is_ready(project: Path, venv: Path, extras: frozenset[str]) -> bool:
     if not extras <= set(stamp.get("extras", [])):
         return False
     wanted = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in requirements(project, extras) if ";" not in line]
-    package = _name(project)
+    package = str(_table(project)["name"])
     try:
         for name in [package, *wanted]:
             importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return False
-    return importlib.util.find_spec(package.replace("-", "_")) is not None
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        return False
+    return all(_starts(venv, *script) for script in _table(project).get("scripts", {}).items())
 
 
 def _bring_up(project: Path, venv: Path, extras: frozenset[str], torch_index: str) -> int:
@@ -140,8 +143,25 @@ def _runs(command: Sequence[str | Path]) -> bool:
         return False
 
 
-def _name(project: Path) -> str:
-    return str(tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]["name"])
+def _starts(venv: Path, name: str, entry: str) -> bool:
+    """Whether the command ``name`` is there and says its version.
+
+    Where it cannot because the code behind it (``entry``, module:function) cannot be imported, no installation would
+    help: the command counts as good, and says itself what is wrong when it is used.
+    """
+    script = venv / (f"Scripts/{name}.exe" if os.name == "nt" else f"bin/{name}")
+    try:
+        done = subprocess.run([script, "--version"], capture_output=True, check=False)
+    except OSError:
+        return False
+    if done.returncode == 0 and done.stdout.strip():
+        return True
+    return not _runs([sys.executable, "-c", f"import {entry.partition(':')[0]}"])
+
+
+def _table(project: Path) -> dict[str, Any]:
+    table: dict[str, Any] = tomllib.loads((project / "pyproject.toml").read_text("utf-8"))["project"]
+    return table
 
 
 def _read_stamp(venv: Path) -> dict[str, Any]:

@@ -30,12 +30,10 @@ from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.kernels.fast.conv import BLOCK, fill_tables
 from labkit.kernels.fast.finish import CHANNELS, FINISHES
-from labkit.kernels.fast.tile import tile_of
+from labkit.kernels.fast.tile import Registers, tile_of, widest_registers
 
 Array = NDArray[Any]
 Step = Callable[[], None]
-
-_ONE_BY_SIXTEEN = tile_of(1, 1, FINISHES[RoundingRule.SINGLE])
 
 
 @numba.njit(error_model="numpy")  # type: ignore[untyped-decorator]
@@ -54,30 +52,35 @@ def _seven_loops(x: Array, y: Array, w: Array, bias: Array, mantissa: Array, exp
                     y[n, i, j, o] = min(max((total * mantissa[o] + (1 << (shift - 1))) >> shift, -128), 127)
 
 
-@numba.njit  # type: ignore[untyped-decorator]
-def _one_by_sixteen(
-    x: Array, y: Array, tables: Array, panels: Array, epilogue: Array, runs: Array, clamp: Any, windows: Any
-) -> None:
+def _one_by_sixteen(registers: Registers) -> Callable[..., None]:
     """`conv.CONV2D` with a tile of one position: each weight that is loaded is used once."""
-    positions = windows.height * windows.width
-    for first in range(0, positions, BLOCK):
-        count = min(BLOCK, positions - first)
-        fill_tables(tables, x, y, windows, first, count)
-        for p in range(panels.shape[0]):
-            for at in range(count):
-                _ONE_BY_SIXTEEN(
-                    tables.ctypes.data + 8 * at,
-                    tables.ctypes.data + tables.strides[0] + 8 * at,
-                    runs.ctypes.data,
-                    runs.shape[0],
-                    panels.shape[2],
-                    panels,
-                    panels.ctypes.data + p * panels.strides[0],
-                    epilogue.ctypes.data + p * epilogue.strides[0],
-                    clamp[0],
-                    clamp[1],
-                )
-                tables[1, at] += 2 * CHANNELS
+    one_by_sixteen = tile_of(registers, 1, 1, FINISHES[RoundingRule.SINGLE])
+
+    @numba.njit  # type: ignore[untyped-decorator]
+    def conv2d(
+        x: Array, y: Array, tables: Array, panels: Array, epilogue: Array, runs: Array, clamp: Any, windows: Any
+    ) -> None:
+        positions = windows.height * windows.width
+        for first in range(0, positions, BLOCK):
+            count = min(BLOCK, positions - first)
+            fill_tables(tables, x, y, windows, 1, first, count)
+            for p in range(panels.shape[0]):
+                for at in range(count):
+                    one_by_sixteen(
+                        tables.ctypes.data + 8 * at,
+                        tables.ctypes.data + tables.strides[0] + 8 * at,
+                        runs.ctypes.data,
+                        runs.shape[0],
+                        panels.shape[2],
+                        panels,
+                        panels.ctypes.data + p * panels.strides[0],
+                        epilogue.ctypes.data + p * epilogue.strides[0],
+                        clamp[0],
+                        clamp[1],
+                    )
+                    tables[1, at] += 2 * CHANNELS
+
+    return conv2d  # type: ignore[no-any-return]
 
 
 def _layer(channels: int, size: int) -> IntGraph:
@@ -98,7 +101,7 @@ def _layer(channels: int, size: int) -> IntGraph:
     )
 
 
-def _steps(channels: int, size: int) -> list[tuple[str, Step, Callable[[], Array]]]:
+def _steps(channels: int, size: int, registers: Registers) -> list[tuple[str, Step, Callable[[], Array]]]:
     """Name, what runs it, and what gives its result [size, size, channels]."""
     graph = _layer(channels, size)
     op = graph["y"].op
@@ -114,8 +117,9 @@ def _steps(channels: int, size: int) -> list[tuple[str, Step, Callable[[], Array
         return made, lambda: result[0, :size, :size, :channels]
 
     result: list[tuple[str, Step, Callable[[], Array]]] = []
-    direct, of_direct = arena(prepare(graph, route=Route.DIRECT))
+    direct, of_direct = arena(prepare(graph, route=Route.DIRECT, registers=registers))
     x, y, tables, *constants = direct.calls[0][2]
+    one_by_sixteen = _one_by_sixteen(registers)
     plain, single = np.zeros_like(y), np.zeros_like(y)
     result.append(
         (
@@ -127,7 +131,7 @@ def _steps(channels: int, size: int) -> list[tuple[str, Step, Callable[[], Array
     result.append(
         (
             "tile of 1 x 16",
-            lambda: _one_by_sixteen(x, single, tables, *constants),
+            lambda: one_by_sixteen(x, single, tables, *constants),
             lambda: single[0, :size, :size, :channels],
         )
     )
@@ -139,9 +143,9 @@ def _steps(channels: int, size: int) -> list[tuple[str, Step, Callable[[], Array
     def void(_: int) -> None:
         return None
 
-    result.append(("tile of 6 x 16", engine(direct), of_direct))
+    result.append(("tile of 6 (of 12) x 16", engine(direct), of_direct))
     for name, route in (("Winograd F(2x2, 3x3)", Route.F2), ("Winograd F(4x4, 3x3)", Route.F4)):
-        made, of_made = arena(prepare(graph, route=route))
+        made, of_made = arena(prepare(graph, route=route, registers=registers))
         result.append((name, engine(made), of_made))
     return result
 
@@ -153,27 +157,32 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=28)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    steps = _steps(options.channels, options.size)
+    steps = {registers: _steps(options.channels, options.size, registers) for registers in Registers}
     first = None
-    for name, run, result in steps:
+    for registers, name, run, result in [(width, *step) for width in steps for step in steps[width]]:
         run()
         first = result().copy() if first is None else first
         if not np.array_equal(result(), first):
-            raise SystemExit(f"{name}: its integers differ from those of {steps[0][0]}; nothing is measured.")
-    seconds: dict[str, list[float]] = {name: [] for name, _, _ in steps}
+            raise SystemExit(
+                f"{name}, {registers.value} bits: its integers differ from the first's; nothing is measured."
+            )
+    seconds: dict[tuple[Registers, int], list[float]] = {}
     for _ in range(options.rounds):
-        for name, run, _ in steps:
-            start = time.thread_time()
-            run()
-            seconds[name].append(time.thread_time() - start)
+        for registers in Registers:
+            for index, (_, run, _) in enumerate(steps[registers]):
+                start = time.thread_time()
+                run()
+                seconds.setdefault((registers, index), []).append(time.thread_time() - start)
     products = options.channels**2 * 9 * options.size**2
-    print(
-        f"{options.channels} to {options.channels} channels, {options.size} x {options.size}, 3x3, one thread, ", end=""
-    )
-    print(f"{llvmlite.binding.get_host_cpu_name()} ({platform.machine()}), numba {numba.__version__}\n")
-    print("| step | GMAC/s |\n|---|---|")
-    for name, taken in seconds.items():
-        print(f"| {name} | {products / statistics.median(taken) / 1e9:.3g} |")
+    layer = f"{options.channels} to {options.channels} channels, {options.size} x {options.size}, 3x3"
+    processor = f"{llvmlite.binding.get_host_cpu_name()} ({platform.machine()})"
+    print(f"{layer}, GMAC/s, one thread, {processor}, numba {numba.__version__}; ", end="")
+    print(f"the engine would take {widest_registers().value}-bit vectors\n")
+    print("| step |", " | ".join(f"{registers.value}-bit vectors" for registers in Registers), "|")
+    print("|---" * (1 + len(Registers)) + "|")
+    for index, (name, _, _) in enumerate(steps[Registers.BITS_256]):
+        rates = [products / statistics.median(seconds[registers, index]) / 1e9 for registers in Registers]
+        print(f"| {name} |", " | ".join(f"{rate:.3g}" for rate in rates), "|")
 
 
 if __name__ == "__main__":

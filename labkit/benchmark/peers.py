@@ -71,7 +71,7 @@ def peers_from(library: str, subject: Subject, graph: IntGraph, threads: int) ->
         except ImportError as error:
             raise PeerMissing(
                 f"{library} takes no part: {name} cannot be imported ({error}). "
-                f"Install both onnx and onnxruntime with: pip install 'labkit[parity]'"
+                "Install both with: pip install onnx onnxruntime"
             ) from error
     makers = importlib.import_module(f"labkit.benchmark.peer_{library}").MAKERS
     peers, reasons = [], []

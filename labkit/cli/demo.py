@@ -28,17 +28,16 @@ def demo(
     from rich.console import Console
 
     from labkit.cli.progress import progress_bars
-    from labkit.files import make_folder, write_atomically
+    from labkit.files import folder_for, write_atomically
 
     console = Console()
-    make_folder(out)  # found out before the work, not after it
     from labkit.reporting.demo import run_demo
     from labkit.reporting.html import render_html
     from labkit.reporting.json_file import to_json
     from labkit.reporting.tables import accuracy_table, certificate_panel
 
     command = shlex.join(["labkit", *sys.argv[1:]])
-    with progress_bars(console) as tell:
+    with folder_for(out), progress_bars(console) as tell:  # an unusable folder is found out before the work
         result, nets = run_demo(data, net, data_dir, calibration, images, command, tell)
         tell("Write the report", 0, 1)
         write_atomically(out / "report.html", render_html(result))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,10 @@ def lab(
         typer.Argument(metavar="-- OPTIONS", help="Options for JupyterLab, such as: -- --no-browser --port 8899"),
     ] = None,
 ) -> None:
-    r"""Open JupyterLab in a folder of notebooks (needs ``pip install "labkit\[lab]"``)."""
+    r"""Open JupyterLab in a folder of notebooks.
+
+    It needs JupyterLab: pip install ".\[lab]" in a clone of labkit, pip install jupyterlab ipywidgets anywhere else.
+    """
     from labkit.course.workspace import need_jupyter, open_jupyter
 
     more = list(options or ())
@@ -34,7 +39,14 @@ def lab(
         folder, more = _DEFAULT, [str(folder), *more]
     need_jupyter()  # before a folder is made for nothing
     _fill(folder)
+    if _is_root() and "--allow-root" not in more:
+        typer.echo("You are root, as in a container, so JupyterLab is started with --allow-root.")
+        more.append("--allow-root")
     raise typer.Exit(open_jupyter(folder, more))
+
+
+def _is_root() -> bool:
+    return sys.platform != "win32" and os.geteuid() == 0
 
 
 def _fill(folder: Path) -> None:

@@ -39,15 +39,14 @@ def quantize(
 
     from labkit.cli.sources import find_images, find_module
     from labkit.data import resolve
-    from labkit.files import make_folder
+    from labkit.files import folder_of
     from labkit.graph.costs import costs
     from labkit.quantization.pipeline import quantize as quantize_module
     from labkit.quantization.plan import BitPlan
 
     console = Console()
-    make_folder(output.parent)
     trained_on = resolve(data, data_dir)
-    with console.status("Calibrating and converting"):
+    with folder_of(output), console.status("Calibrating and converting"):
         net = quantize_module(
             find_module(model, weights_file, trained_on),
             find_images(data, data_dir, images, image_size, "train"),

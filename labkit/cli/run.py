@@ -19,13 +19,14 @@ def run(
 ) -> None:
     """Run NET on an array and write its output."""
     import io
+    from contextlib import nullcontext
 
     import numpy as np
     from rich.console import Console
 
     from labkit.cli.sources import read_array
     from labkit.errors import InputError
-    from labkit.files import make_folder, write_atomically
+    from labkit.files import folder_for, folder_of, write_atomically
     from labkit.net import load
 
     def as_bytes(array: np.ndarray) -> bytes:
@@ -37,18 +38,16 @@ def run(
         raise InputError(f"The result is a NumPy array: --output must end in .npy, got {output_file}.")
     if output_file.resolve() in (net.resolve(), input_file.resolve()):
         raise InputError(f"--output {output_file} would overwrite what is read. Choose another name.")
-    make_folder(output_file.parent)
-    if trace is not None:
-        make_folder(trace)
-    integer_net = load(net)
-    x = read_array(input_file)
-    results = integer_net.run(x, kernels=kernels)
-    if isinstance(results, dict):
-        for name, array in results.items():
-            write_atomically(output_file.with_stem(f"{output_file.stem}-{name}"), as_bytes(array))
-    else:
-        write_atomically(output_file, as_bytes(results))
-    if trace is not None:
-        for name, array in integer_net.trace(x, kernels=kernels).items():
-            write_atomically(trace / f"{name}.npy", as_bytes(array))
+    with folder_of(output_file), nullcontext() if trace is None else folder_for(trace):
+        integer_net = load(net)
+        x = read_array(input_file)
+        results = integer_net.run(x, kernels=kernels)
+        if isinstance(results, dict):
+            for name, array in results.items():
+                write_atomically(output_file.with_stem(f"{output_file.stem}-{name}"), as_bytes(array))
+        else:
+            write_atomically(output_file, as_bytes(results))
+        if trace is not None:
+            for name, array in integer_net.trace(x, kernels=kernels).items():
+                write_atomically(trace / f"{name}.npy", as_bytes(array))
     Console().print(f"{len(x):,} images through {net}: {output_file}", highlight=False, soft_wrap=True, markup=False)

@@ -30,6 +30,7 @@ def train(
         bool, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")
     ] = False,
     resume: Annotated[bool, typer.Option(help="Go on where an earlier run in the same folder stopped.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace a finished training in the same folder.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
 ) -> None:
     """Train NET. What is not given follows the recipe of the shipped checkpoint."""
@@ -37,7 +38,7 @@ def train(
 
     from labkit.data import load
     from labkit.errors import InputError
-    from labkit.files import make_folder
+    from labkit.files import folder_for
     from labkit.models import default_recipe
     from labkit.models.training import train as train_net
 
@@ -55,12 +56,15 @@ def train(
     }
     changed = {name: value for name, value in given.items() if value is not None}
     recipe = replace(default_recipe(net, data), seed=seed, augment=augment, **changed)  # type: ignore[arg-type]
-    make_folder(out)
     console = Console()
-    result = train_net(recipe, load(data, data_dir=data_dir), out, resume=resume, console=console)
+    with folder_for(out):  # found out before the data are fetched
+        images = load(data, data_dir=data_dir)
+        result = train_net(recipe, images, out, resume=resume, force=force, console=console)
     if result is not None:
+        found = "Already there, by the same recipe (--force trains again): test" if result.already_there else "Test"
+        files = f"Weights: {result.weights_file}, recipe: {result.recipe_file}"
         console.print(
-            f"Test accuracy {result.test_accuracy:.2f} %. Weights: {result.weights_file}, recipe: {result.recipe_file}",
+            f"{found} accuracy {result.test_accuracy:.2f} %. {files}",
             highlight=False,
             soft_wrap=True,
             markup=False,

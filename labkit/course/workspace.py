@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 
@@ -73,15 +76,16 @@ def need_jupyter() -> None:
     """
     if util.find_spec("jupyterlab") is None:
         raise LabkitError(
-            'JupyterLab is not installed beside labkit. Install it with `pip install "labkit[lab]"` and try again, or '
-            "make a folder of notebooks with `labkit init` and open it in the notebook editor that you have."
+            'JupyterLab is not installed beside labkit. Install it (`pip install ".[lab]"` in the folder of a clone, '
+            "`pip install jupyterlab ipywidgets` anywhere else) and try again, or make a folder of notebooks with "
+            "`labkit init` and open it in the notebook editor that you have."
         )
 
 
 def open_jupyter(folder: str | Path, options: Sequence[str] = ()) -> int:
     """Run JupyterLab in ``folder`` until the user ends it; its exit status.
 
-    ``options`` go to JupyterLab as they are.
+    ``options`` go to JupyterLab as they are. Where this process is asked to end (SIGTERM), JupyterLab is, too.
 
     Raises
     ------
@@ -91,8 +95,22 @@ def open_jupyter(folder: str | Path, options: Sequence[str] = ()) -> int:
     need_jupyter()
     place = str(Path(folder).resolve())
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--notebook-dir", place, *options])
-    while True:
-        try:
-            return server.wait()
-        except KeyboardInterrupt:
-            pass  # JupyterLab got the same signal and asks whether to shut down
+    with _passing_on_sigterm(server):
+        while True:
+            try:
+                return server.wait()
+            except KeyboardInterrupt:
+                pass  # JupyterLab got the same signal and asks whether to shut down
+
+
+@contextmanager
+def _passing_on_sigterm(server: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A terminal sends its signals to both; SIGTERM comes to this process alone and would leave ``server`` behind."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield  # there is no such signal, or no handler can be set
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: server.send_signal(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

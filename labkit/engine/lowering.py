@@ -16,7 +16,7 @@ from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntNode
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast import conv3x3, direct, elementwise, pool, winograd
-from labkit.kernels.fast.conv import CONV2D, LINEAR_ONE, Windows, byte_offsets, conv2d_sums
+from labkit.kernels.fast.conv import CONV2D, CONV2D_SUMS, LINEAR_ONE, Windows, byte_offsets
 from labkit.kernels.fast.depthwise import DEPTHWISE, DEPTHWISE_SUMS, tap_offsets
 from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.packing import (
@@ -226,13 +226,13 @@ def _multiply(
     if not _finishes_in_registers(plan, node, weights):
         sums = _sums_buffer(plan, y)
         constants = (panels, runs, windows._replace(into_top=0, into_left=0))
-        plan.steps.append(Step(node.name, conv2d_sums, (x.buffer, sums, TABLES), constants))
+        plan.steps.append(Step(node.name, CONV2D_SUMS[plan.registers], (x.buffer, sums, TABLES), constants))
         _requantize_sums(plan, node, sums, op.requantizer, op.bias)
         return
     fused = (panels, pack_epilogue(op.bias, op.requantizer), runs, _centred_clamp(op.requantizer), windows)
-    rule = op.requantizer.rule
-    for_one = LINEAR_ONE[rule] if isinstance(op, int_ops.Linear) else None
-    plan.steps.append(Step(node.name, CONV2D[rule], (x.buffer, y.buffer, TABLES), fused, for_one))
+    way = plan.registers, op.requantizer.rule
+    for_one = LINEAR_ONE[way] if isinstance(op, int_ops.Linear) else None
+    plan.steps.append(Step(node.name, CONV2D[way], (x.buffer, y.buffer, TABLES), fused, for_one))
 
 
 def _transform_for(
@@ -285,12 +285,14 @@ def _winograd(
     if _finishes_in_registers(plan, node, weights):
         epilogue, clamp = pack_epilogue(op.bias, op.requantizer), _centred_clamp(op.requantizer)
         constants = (panels, epilogue, clamp, at_once, windows)
-        kernel = conv3x3.CONV3X3[transform, op.requantizer.rule]
+        kernel = conv3x3.CONV3X3[plan.registers, transform, op.requantizer.rule]
         plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, *scratch), constants))
         return
     sums = _sums_buffer(plan, y)
     constants = (panels, NO_EPILOGUE, (0, 0), at_once, windows._replace(into_top=0, into_left=0))
-    plan.steps.append(Step(node.name, conv3x3.CONV3X3_SUMS[transform], (x.buffer, sums, *scratch), constants))
+    plan.steps.append(
+        Step(node.name, conv3x3.CONV3X3_SUMS[plan.registers, transform], (x.buffer, sums, *scratch), constants)
+    )
     _requantize_sums(plan, node, sums, op.requantizer, op.bias)
 
 

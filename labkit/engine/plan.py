@@ -19,6 +19,7 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
+from labkit.kernels.fast.tile import Registers
 
 __all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Route", "Step"]
 
@@ -137,9 +138,10 @@ class Prepared:
 class Plan:
     """What `prepare` has decided so far: ``buffers``, ``places`` by node and ``steps``."""
 
-    def __init__(self, graph: IntGraph, route: Route = Route.FASTEST) -> None:
+    def __init__(self, graph: IntGraph, route: Route, registers: Registers) -> None:
         self.graph = graph
         self.route = route
+        self.registers = registers
         self.buffers: list[Buffer] = []
         self.places: dict[str, Place] = {}
         self.steps: list[Step] = []

@@ -14,23 +14,26 @@ from labkit.engine.memory import share_memory
 from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Route
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
+from labkit.kernels.fast.tile import Registers, widest_registers
 
-__all__ = ["Prepared", "Route", "prepare"]
+__all__ = ["Prepared", "Registers", "Route", "prepare"]
 
 LARGEST_CHUNK = 32  # images that run together, so that a weight is loaded once for several
 CACHED_BYTES = 1 << 20  # what a step reads and writes of them stays in the cache
 WEIGHTS_SHARE = 4  # or is at least a quarter of the network's weights, which each chunk reads once more
 
 
-def prepare(graph: IntGraph, *, route: Route = Route.FASTEST) -> Prepared:
-    """Choose kernels and buffers for ``graph`` and pack its weights; ``route`` for 3x3 convolutions changes no result.
+def prepare(graph: IntGraph, *, route: Route = Route.FASTEST, registers: Registers | None = None) -> Prepared:
+    """Choose kernels and buffers for ``graph`` and pack its weights.
+
+    ``route`` of the 3x3 convolutions and the width of ``registers`` (by default the processor's) change no result.
 
     Raises
     ------
     UnsupportedOperation
         A node has a shape that the fast kernels do not serve, such as a Linear layer over more than one axis.
     """
-    plan = Plan(graph, route)
+    plan = Plan(graph, route, registers or widest_registers())
     for node in graph:
         lower(plan, node)
     entries = tuple(_entry(plan, graph[name]) for name in graph.inputs)

@@ -25,8 +25,10 @@ from torch import nn
 
 from labkit.data import DataSet, normalise
 from labkit.errors import InputError, ModelError
-from labkit.files import make_folder, write_atomically
+from labkit.files import folder_for, write_atomically
+from labkit.models.finished import finished_record
 from labkit.models.recipes import TrainingRecipe
+from labkit.models.weights import fill, read_weights
 from labkit.models.zoo import build
 
 __all__ = ["TrainingResult", "accuracy", "learning_rate_at", "train"]
@@ -49,6 +51,8 @@ class TrainingResult:
         Per cent of the test images, after the last epoch.
     record
         The content of the recipe file.
+    already_there
+        Whether an earlier training had written the two files, so that nothing was trained.
     """
 
     module: nn.Module
@@ -56,6 +60,7 @@ class TrainingResult:
     recipe_file: Path
     test_accuracy: float
     record: dict[str, Any]
+    already_there: bool = False
 
 
 def train(
@@ -64,6 +69,7 @@ def train(
     out: str | Path,
     *,
     resume: bool = True,
+    force: bool = False,
     console: Console | None = None,
     stop_after: int | None = None,
 ) -> TrainingResult | None:
@@ -71,6 +77,7 @@ def train(
 
     After each epoch all that the rest depends on goes into ``<network>-<data>.progress.safetensors``; the same call
     goes on from there, and the file is removed at the end. The test images are looked at once, after the last epoch.
+    A finished training of the same recipe and data is handed back as it is, and one of another is never overwritten.
 
     Parameters
     ----------
@@ -82,6 +89,8 @@ def train(
         A folder; it is made where it is missing.
     resume
         Whether to go on from a progress file of the same recipe. False starts anew.
+    force
+        Train in any case, and replace weights and recipe that are in ``out`` already.
     console
         Where progress is shown; None shows nothing.
     stop_after
@@ -94,13 +103,21 @@ def train(
     ModelError
         The progress file is damaged, or of another recipe or data.
     OutputError
-        ``out`` cannot be written to.
+        ``out`` cannot be written to, or holds the result of another recipe or data, and ``force`` is False.
     """
     if data.name != recipe.data:
         raise InputError(f"The recipe is for the data set {recipe.data}, got {data.name}. Hand in that one.")
-    folder = make_folder(out)
-    stem = folder / f"{recipe.network}-{recipe.data}"
-    progress_file = stem.with_suffix(".progress.safetensors")
+    with folder_for(out) as folder:
+        stem = folder / f"{recipe.network}-{recipe.data}"
+        if not force and (found := _finished(stem, recipe, data, resume)) is not None:
+            return found
+        return _train(stem, recipe, data, resume, console, stop_after)
+
+
+def _train(
+    stem: Path, recipe: TrainingRecipe, data: DataSet, resume: bool, console: Console | None, stop_after: int | None
+) -> TrainingResult | None:
+    progress_file = _progress_file(stem)
     # The data are part of what a resumed run must agree on.
     state: dict[str, Any] = {
         "recipe": recipe.as_dict(),
@@ -275,10 +292,32 @@ def _restore(path: Path, wanted: dict[str, Any], module: nn.Module, optimiser: t
     return state
 
 
+def _finished(stem: Path, recipe: TrainingRecipe, data: DataSet, resume: bool) -> TrainingResult | None:
+    """What an earlier training of the same recipe and data left; None where there is nothing to lose."""
+    weights_file, recipe_file = _files(stem)
+    if resume and _progress_file(stem).exists() and not recipe_file.exists():
+        return None  # killed after the weights were written and before the recipe was: the progress file decides
+    record = finished_record(weights_file, recipe_file, recipe, _fingerprint(data))
+    if record is None:
+        return None
+    with _settled_torch(recipe.threads):
+        module = build(recipe.network)
+    fill(module, read_weights(weights_file), f"{weights_file}, weights for {recipe.network}")
+    return TrainingResult(module.eval(), weights_file, recipe_file, record["test_accuracy"], record, already_there=True)
+
+
+def _files(stem: Path) -> tuple[Path, Path]:
+    return stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+
+
+def _progress_file(stem: Path) -> Path:
+    return stem.with_suffix(".progress.safetensors")
+
+
 def _write(
     stem: Path, recipe: TrainingRecipe, state: dict[str, Any], module: nn.Module, test_accuracy: float
 ) -> TrainingResult:
-    weights_file, recipe_file = stem.with_suffix(".safetensors"), stem.with_suffix(".json")
+    weights_file, recipe_file = _files(stem)
     content = save(dict(module.state_dict()), {"network": recipe.network})
     record = {
         "command": recipe.command,

@@ -26,6 +26,9 @@ name = "stand-in"
 version = "1"
 dependencies = []
 
+[project.scripts]
+stand-in = "stand_in:main"
+
 [project.optional-dependencies]
 dev = []
 lab = ["a-package-that-is-not-there"]
@@ -38,6 +41,7 @@ FILES = {
     "stand_in-1.dist-info/METADATA": "Metadata-Version: 2.1\\nName: stand-in\\nVersion: 1\\nProvides-Extra: dev\\n"
     "Provides-Extra: lab\\nRequires-Dist: a-package-that-is-not-there ; extra == 'lab'\\n",
     "stand_in-1.dist-info/WHEEL": "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n",
+    "stand_in-1.dist-info/entry_points.txt": "[console_scripts]\\nstand-in = stand_in:main\\n",
     "stand_in-1.dist-info/RECORD": "",
 }
 
@@ -49,6 +53,8 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
     return name
 """
 
+SOURCE = "def main(): print('stand-in 1')\n"
+
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
@@ -56,7 +62,7 @@ def project(tmp_path: Path) -> Path:
     place.mkdir()
     (place / "pyproject.toml").write_text(PYPROJECT)
     (place / "backend.py").write_text(BACKEND)
-    (place / "stand_in.py").write_text("")
+    (place / "stand_in.py").write_text(SOURCE)
     return place
 
 
@@ -99,6 +105,28 @@ def test_environment_is_made_kept_and_mended(project: Path) -> None:
     assert "Traceback" not in failed.stderr
     assert not stamp.exists()
     assert did(make(project)) == "installed"
+
+
+def test_environment_whose_command_does_not_start_is_mended(project: Path) -> None:
+    script = project / ".venv" / "bin" / "stand-in"
+    assert did(make(project)) == "made"
+    sound = script.read_text()
+
+    def said() -> str:
+        return subprocess.run([script], capture_output=True, text=True, check=True).stdout
+
+    script.unlink()
+    assert did(make(project)) == "installed"
+    assert said() == "stand-in 1\n"
+    for broken in ("", sound.splitlines()[0], "#!/no/such/python\n", "#!/bin/sh\nexit 3\n"):
+        script.write_text(broken)
+        assert did(make(project)) == "installed", broken
+        assert said() == "stand-in 1\n"
+    script.chmod(0o644)
+    assert did(make(project)) == "installed"
+
+    (project / "stand_in.py").write_text("half an edit(")
+    assert did(make(project)) == "kept", "no installation mends what is wrong in the source"
 
 
 def test_a_folder_with_other_things_is_left_alone(project: Path) -> None:

@@ -72,9 +72,9 @@ def tie_count(graph: IntGraph, node: IntNode, trace: dict[str, NDArray[Any]]) ->
         (top, bottom), (left, right) = op.padding
         weight = torch.from_numpy(op.weight.values.astype(np.float64))
         x = F.conv2d(F.pad(x, (left, right, top, bottom)), weight, None, op.stride, 0, op.dilation, op.groups)
-        x = x + torch.from_numpy(op.bias).double().reshape(-1, 1, 1)
+        x = x + torch.tensor(op.bias).double().reshape(-1, 1, 1)
     elif isinstance(op, int_ops.Linear):
-        x = x @ torch.from_numpy(op.weight.values.astype(np.float64)).T + torch.from_numpy(op.bias).double()
+        x = x @ torch.from_numpy(op.weight.values.astype(np.float64)).T + torch.tensor(op.bias).double()
     elif isinstance(op, int_ops.AveragePool2d):
         (top, bottom), (left, right) = op.padding
         x = F.avg_pool2d(F.pad(x, (left, right, top, bottom)), op.kernel, op.stride) * (op.kernel[0] * op.kernel[1])

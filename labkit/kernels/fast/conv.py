@@ -6,18 +6,19 @@ that padding needs no test. Weights come from `packing.pack_panels`, constants f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish
-from labkit.kernels.fast.tile import PANELS, POSITIONS, sums_tile, tile_of
+from labkit.arithmetic.requantize import RoundingRule
+from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, unfinished
+from labkit.kernels.fast.tile import PANELS, Registers, tile_of
 from labkit.kernels.jit import jit
 
-__all__ = ["BLOCK", "CONV2D", "LINEAR_ONE", "Windows", "byte_offsets", "conv2d_sums", "fill_tables"]
+__all__ = ["BLOCK", "CONV2D", "CONV2D_SUMS", "LINEAR_ONE", "Windows", "byte_offsets", "fill_tables"]
 
 BLOCK = 48  # output positions that share one pass over the weights: their windows stay in the first-level cache
 
@@ -42,16 +43,16 @@ class Windows(NamedTuple):
 
 
 @jit
-def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int) -> int:
+def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, positions: int, first: int, count: int) -> int:
     """Addresses of ``count`` windows of ``x`` and of their results in ``y``, from position ``first`` on.
 
-    ``tables`` is int64 [2, BLOCK]. The last address is repeated up to whole tiles: a position computed twice is written
-    twice with the same numbers. Returns the number of tiles.
+    ``tables`` is int64 [2, BLOCK]. The last address is repeated up to whole tiles of ``positions``: a position computed
+    twice is written twice with the same numbers. Returns the number of tiles.
     """
     image, rest = divmod(first, windows.height * windows.width)
     i, j = divmod(rest, windows.width)
-    tiles = (count + POSITIONS - 1) // POSITIONS
-    for at in range(tiles * POSITIONS):
+    tiles = (count + positions - 1) // positions
+    for at in range(tiles * positions):
         if at >= count:
             tables[0, at] = tables[0, count - 1]
             tables[1, at] = tables[1, count - 1]
@@ -70,8 +71,9 @@ def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int,
     return tiles
 
 
-def _conv2d(finish: Finish, name: str) -> Callable[..., int]:
-    fused_tile = tile_of(POSITIONS, 1, finish)
+def _conv2d(registers: Registers, finish: Finish, name: str) -> Callable[..., int]:
+    positions = registers.positions
+    fused_tile = tile_of(registers, positions, 1, finish)
 
     def conv2d(
         images: int,
@@ -92,15 +94,15 @@ def _conv2d(finish: Finish, name: str) -> Callable[..., int]:
         runs : int64, byte offset of each run from the start of a window
         clamp : lowest and highest result, zero point subtracted
         """
-        positions = images * windows.height * windows.width
+        outputs = images * windows.height * windows.width
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
         steps = panels.shape[2]
-        for first in range(0, positions, BLOCK):
-            tiles = fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
+        for first in range(0, outputs, BLOCK):
+            tiles = fill_tables(tables, x, y, windows, positions, first, min(BLOCK, outputs - first))
             for p in range(panels.shape[0]):
                 panel = panels.ctypes.data + p * panels.strides[0]
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]
-                for at in range(0, tiles * POSITIONS, POSITIONS):
+                for at in range(0, tiles * positions, positions):
                     fused_tile(
                         sources + 8 * at,
                         targets + 8 * at,
@@ -113,7 +115,7 @@ def _conv2d(finish: Finish, name: str) -> Callable[..., int]:
                         clamp[0],
                         clamp[1],
                     )
-                for at in range(tiles * POSITIONS):
+                for at in range(tiles * positions):
                     tables[1, at] += CHANNELS * y.itemsize
         return 0
 
@@ -121,27 +123,44 @@ def _conv2d(finish: Finish, name: str) -> Callable[..., int]:
     return jit(conv2d)
 
 
-@jit
-def conv2d_sums(images: int, x: Array, sums: Array, tables: Array, panels: Array, runs: Array, windows: Windows) -> int:
-    """As `conv2d`, but leaves int32 ``sums`` [N, H', W', C] without bias, for rounding rules that the tile has not."""
-    positions = images * windows.height * windows.width
-    sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-    steps = panels.shape[2]
-    for first in range(0, positions, BLOCK):
-        tiles = fill_tables(tables, x, sums, windows, first, min(BLOCK, positions - first))
-        for p in range(panels.shape[0]):
-            panel = panels.ctypes.data + p * panels.strides[0]
-            for at in range(0, tiles * POSITIONS, POSITIONS):
-                sums_tile(
-                    sources + 8 * at, targets + 8 * at, runs.ctypes.data, runs.shape[0], steps, panels, panel, 0, 0, 0
-                )
-            for at in range(tiles * POSITIONS):
-                tables[1, at] += CHANNELS * sums.itemsize
-    return 0
+def _conv2d_sums(registers: Registers, name: str) -> Callable[..., int]:
+    positions = registers.positions
+    sums_tile = tile_of(registers, positions, 1, unfinished)
+
+    def conv2d_sums(
+        images: int, x: Array, sums: Array, tables: Array, panels: Array, runs: Array, windows: Windows
+    ) -> int:
+        """As `_conv2d`, but leaves int32 ``sums`` [N, H', W', C] without bias, for rounding rules that the tile has not."""
+        outputs = images * windows.height * windows.width
+        sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
+        steps = panels.shape[2]
+        for first in range(0, outputs, BLOCK):
+            tiles = fill_tables(tables, x, sums, windows, positions, first, min(BLOCK, outputs - first))
+            for p in range(panels.shape[0]):
+                panel = panels.ctypes.data + p * panels.strides[0]
+                for at in range(0, tiles * positions, positions):
+                    sums_tile(
+                        sources + 8 * at,
+                        targets + 8 * at,
+                        runs.ctypes.data,
+                        runs.shape[0],
+                        steps,
+                        panels,
+                        panel,
+                        0,
+                        0,
+                        0,
+                    )
+                for at in range(tiles * positions):
+                    tables[1, at] += CHANNELS * sums.itemsize
+        return 0
+
+    conv2d_sums.__name__ = conv2d_sums.__qualname__ = name
+    return jit(conv2d_sums)
 
 
-def _linear_one(finish: Finish, name: str) -> Callable[..., int]:
-    single_tile, wide_tile = tile_of(1, 1, finish), tile_of(1, PANELS, finish)
+def _linear_one(registers: Registers, finish: Finish, name: str) -> Callable[..., int]:
+    single_tile, wide_tile = tile_of(registers, 1, 1, finish), tile_of(registers, 1, PANELS, finish)
 
     def linear_one(
         images: int,
@@ -154,9 +173,9 @@ def _linear_one(finish: Finish, name: str) -> Callable[..., int]:
         clamp: tuple[int, int],
         windows: Windows,
     ) -> int:
-        """As `conv2d`, for a fully connected layer and a single image: each weight is used once, four panels at a time."""
+        """As `_conv2d`, for a fully connected layer and a single image: each weight is used once, four panels at a time."""
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-        fill_tables(tables, x, y, windows, 0, 1)
+        fill_tables(tables, x, y, windows, 1, 0, 1)
         steps, run, low, high = panels.shape[2], runs.ctypes.data, clamp[0], clamp[1]
         whole = panels.shape[0] - panels.shape[0] % PANELS
         for p in range(0, whole, PANELS):
@@ -175,10 +194,24 @@ def _linear_one(finish: Finish, name: str) -> Callable[..., int]:
     return jit(linear_one)
 
 
-# By rounding rule
-CONV2D = MappingProxyType({rule: _conv2d(finish, f"conv2d_{rule.value}") for rule, finish in FINISHES.items()})
-LINEAR_ONE = MappingProxyType(
-    {rule: _linear_one(finish, f"linear_one_{rule.value}") for rule, finish in FINISHES.items()}
+# By the registers and the rounding rule
+Kernels = Mapping[tuple[Registers, RoundingRule], Callable[..., int]]
+CONV2D: Kernels = MappingProxyType(
+    {
+        (registers, rule): _conv2d(registers, finish, f"conv2d_{registers.value}_{rule.value}")
+        for registers in Registers
+        for rule, finish in FINISHES.items()
+    }
+)
+LINEAR_ONE: Kernels = MappingProxyType(
+    {
+        (registers, rule): _linear_one(registers, finish, f"linear_one_{registers.value}_{rule.value}")
+        for registers in Registers
+        for rule, finish in FINISHES.items()
+    }
+)
+CONV2D_SUMS: Mapping[Registers, Callable[..., int]] = MappingProxyType(
+    {registers: _conv2d_sums(registers, f"conv2d_{registers.value}_sums") for registers in Registers}
 )
 
 

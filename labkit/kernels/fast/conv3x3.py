@@ -16,7 +16,7 @@ from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast.conv import BLOCK, Windows
 from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, unfinished
 from labkit.kernels.fast.packing import rounded_up
-from labkit.kernels.fast.tile import product_4, product_6
+from labkit.kernels.fast.tile import Registers, product_of
 from labkit.kernels.fast.transform import inputs_of, outputs_of
 from labkit.kernels.fast.winograd import F2, F4, Transform
 from labkit.kernels.jit import jit
@@ -72,36 +72,48 @@ def _fill_tables(tables: Array, x: Array, y: Array, windows: Windows, size: int,
 
 
 @jit
-def _groups(rows: int) -> tuple[int, int]:
-    """How many products of six rows and of four cover ``rows``, with at most three to spare."""
-    if rows <= 4:
-        return 0, 1
-    fours = (0, 2, 2, 1, 1, 0)[rows % 6]
-    return max(0, (rows - 4 * fours + 5) // 6), fours
+def _groups(rows: int, positions: int) -> tuple[int, int]:
+    """How many products of ``positions`` (6 or 12) rows and of four cover ``rows``, with at most three to spare."""
+    best, least = (0, 0), 1 << 30
+    for fours in range(3):
+        large = max(0, (rows - 4 * fours + positions - 1) // positions)
+        covered = large * positions + 4 * fours
+        if rows <= covered < least:
+            best, least = (large, fours), covered
+    return best
 
 
-@jit
-def _multiply(patches: Array, sums: Array, panel: Array, rows: int) -> None:
-    """``sums[plane] = patches[plane] @ panel[plane]`` for every plane."""
-    steps, row_bytes = panel.shape[1], 4 * panel.shape[1]
-    sixes, fours = _groups(rows)
-    for plane in range(panel.shape[0]):
-        source = patches.ctypes.data + plane * patches.strides[0]
-        target = sums.ctypes.data + plane * sums.strides[0]
-        weights = panel.ctypes.data + plane * panel.strides[0]
-        for _ in range(sixes):
-            product_6(source, row_bytes, target, steps, weights)
-            source += 6 * row_bytes
-            target += 6 * 4 * CHANNELS
-        for _ in range(fours):
-            product_4(source, row_bytes, target, steps, weights)
-            source += 4 * row_bytes
-            target += 4 * 4 * CHANNELS
+def _multiplier(registers: Registers) -> Callable[..., None]:
+    positions = registers.positions
+    large_product, product_of_four = product_of(registers, positions), product_of(registers, 4)
+
+    def multiply(patches: Array, sums: Array, panel: Array, rows: int) -> None:
+        """``sums[plane] = patches[plane] @ panel[plane]`` for every plane."""
+        steps, row_bytes = panel.shape[1], 4 * panel.shape[1]
+        large, fours = _groups(rows, positions)
+        for plane in range(panel.shape[0]):
+            source = patches.ctypes.data + plane * patches.strides[0]
+            target = sums.ctypes.data + plane * sums.strides[0]
+            weights = panel.ctypes.data + plane * panel.strides[0]
+            for _ in range(large):
+                large_product(source, row_bytes, target, steps, weights)
+                source += positions * row_bytes
+                target += positions * 4 * CHANNELS
+            for _ in range(fours):
+                product_of_four(source, row_bytes, target, steps, weights)
+                source += 4 * row_bytes
+                target += 4 * 4 * CHANNELS
+
+    multiply.__name__ = multiply.__qualname__ = f"multiply_{registers.value}"
+    return jit(multiply)
 
 
-def _kernel(transform: Transform, finish: Finish, name: str) -> Callable[..., int]:
-    size = transform.size
-    transform_inputs, transform_outputs = inputs_of(transform), outputs_of(transform, finish)
+_MULTIPLY = {registers: _multiplier(registers) for registers in Registers}
+
+
+def _kernel(registers: Registers, transform: Transform, finish: Finish, name: str) -> Callable[..., int]:
+    size, multiply = transform.size, _MULTIPLY[registers]
+    transform_inputs, transform_outputs = inputs_of(transform), outputs_of(transform, finish, registers.lanes)
 
     def conv3x3(
         images: int,
@@ -116,12 +128,12 @@ def _kernel(transform: Transform, finish: Finish, name: str) -> Callable[..., in
         at_once: int,
         windows: Windows,
     ) -> int:
-        """The convolution of `conv.conv2d`, or that of `conv.conv2d_sums`.
+        """The convolution of `conv.CONV2D`, or that of `conv.CONV2D_SUMS`.
 
         x, y : int16 [N, H, W, C] (y int32 for sums), the input's and the output's buffer
         patches, sums : int16 and int32, scratch of `plane_shapes`; tables : int64 [2, BLOCK], scratch
         panels : of `winograd.pack_planes`
-        epilogue, clamp : as `conv.conv2d`; not looked at for sums
+        epilogue, clamp : as `conv.CONV2D`; not looked at for sums
         at_once : tiles that are taken together
         """
         tiles = images * ((windows.height + size - 1) // size) * ((windows.width + size - 1) // size)
@@ -136,7 +148,7 @@ def _kernel(transform: Transform, finish: Finish, name: str) -> Callable[..., in
                 for c in range(0, 2 * lanes, 2 * CHANNELS):
                     transform_inputs(tables[0, at] + c, x.strides[1], x.strides[2], target + c, patches.strides[0])
             for p in range(panels.shape[0]):
-                _multiply(patches, sums, panels[p], count)
+                multiply(patches, sums, panels[p], count)
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]
                 for at in range(count):
                     transform_outputs(
@@ -158,14 +170,21 @@ def _kernel(transform: Transform, finish: Finish, name: str) -> Callable[..., in
 
 _TRANSFORMS = {"f2": F2, "f4": F4}
 
-# Finished in registers, by transform and rounding rule; int32 sums without bias, by transform
-CONV3X3: Mapping[tuple[Transform, RoundingRule], Callable[..., int]] = MappingProxyType(
+# Finished in registers, by registers, transform and rounding rule; int32 sums without bias, by registers and transform
+CONV3X3: Mapping[tuple[Registers, Transform, RoundingRule], Callable[..., int]] = MappingProxyType(
     {
-        (transform, rule): _kernel(transform, finish, f"conv3x3_{name}_{rule.value}")
+        (registers, transform, rule): _kernel(
+            registers, transform, finish, f"conv3x3_{name}_{registers.value}_{rule.value}"
+        )
+        for registers in Registers
         for name, transform in _TRANSFORMS.items()
         for rule, finish in FINISHES.items()
     }
 )
-CONV3X3_SUMS: Mapping[Transform, Callable[..., int]] = MappingProxyType(
-    {transform: _kernel(transform, unfinished, f"conv3x3_{name}_sums") for name, transform in _TRANSFORMS.items()}
+CONV3X3_SUMS: Mapping[tuple[Registers, Transform], Callable[..., int]] = MappingProxyType(
+    {
+        (registers, transform): _kernel(registers, transform, unfinished, f"conv3x3_{name}_{registers.value}_sums")
+        for registers in Registers
+        for name, transform in _TRANSFORMS.items()
+    }
 )

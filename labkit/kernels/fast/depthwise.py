@@ -20,13 +20,14 @@ from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.conv import BLOCK, Windows, fill_tables
 from labkit.kernels.fast.finish import CHANNELS, FINISHES, VECTORS, Finish, Sums, unfinished
-from labkit.kernels.fast.tile import POSITIONS
 from labkit.kernels.jit import jit
 
 __all__ = ["DEPTHWISE", "DEPTHWISE_SUMS", "tap_offsets"]
 
 Array = NDArray[Any]
 Values = list[ir.Value]
+
+POSITIONS = 6  # of a tile: 12 vectors of sums
 
 
 def _depthwise_tile(finish: Finish) -> Any:
@@ -91,7 +92,7 @@ def _kernel(finish: Finish, name: str) -> Callable[..., int]:
         positions = images * windows.height * windows.width
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
         for first in range(0, positions, BLOCK):
-            tiles = fill_tables(tables, x, y, windows, first, min(BLOCK, positions - first))
+            tiles = fill_tables(tables, x, y, windows, POSITIONS, first, min(BLOCK, positions - first))
             for p in range(weights.shape[0]):
                 panel = weights.ctypes.data + p * weights.strides[0]
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]

@@ -1,6 +1,6 @@
 """Requantization as a pass of its own, under every rounding rule. See `arithmetic.requantize` for the equations.
 
-It serves sums that the tile does not finish itself (another rule than SINGLE, grouped convolution, average pooling) and
+It serves sums that the tile does not finish itself (a rule that has no finish, grouped convolution, average pooling) and
 the nodes Requantize and Concat. The scalar functions below are those of `arithmetic.requantize.scale_and_round`, one
 number at a time; each is compiled into a loop over pixels and channels.
 """

@@ -4,7 +4,8 @@ Numba can put hand-written LLVM code into a compiled function (`numba.extending.
 the code builder first and appends a few instructions. Nothing names a processor: LLVM turns `pair_dot` into vpmaddwd on
 x86 (into vpdpwssd, with the addition, where there is VNNI) and into widening multiplies on Arm.
 
-Vectors are 8 lanes of 32 bits (one AVX2 register) or 16 lanes of 16 bits. Addresses are plain int64.
+Vectors are 8 lanes of 32 bits (one AVX2 register) or 16 lanes of 16 bits where nothing else is said. Addresses are plain
+int64.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from llvmlite import ir
 
 __all__ = [
     "F32",
+    "I8",
     "I16",
     "I32",
     "I64",
@@ -77,11 +79,12 @@ def splat(builder: ir.IRBuilder, scalar: ir.Value, kind: ir.VectorType) -> ir.Va
 
 
 def pair_dot(builder: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
-    """Lane i is ``x[2i] * w[2i] + x[2i + 1] * w[2i + 1]``: 16 products of int16, summed in pairs to 8 lanes of int32.
+    """Lane i is ``x[2i] * w[2i] + x[2i + 1] * w[2i + 1]``: products of int16, summed in pairs to half as many int32.
 
     |x|, |w| <= 255 keeps each sum below 2**17; of full int16 numbers it is right modulo 2**32.
     """
-    products = builder.mul(builder.sext(x, V16I32), builder.sext(w, V16I32))
+    wide = ir.VectorType(I32, x.type.count)
+    products = builder.mul(builder.sext(x, wide), builder.sext(w, wide))
     return builder.add(_every_second(builder, products, 0), _every_second(builder, products, 1))
 
 

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from labkit.kernels.fast import simd
-from labkit.kernels.fast.finish import VECTORS, Finish
+from labkit.kernels.fast.finish import CHANNELS, Finish
 from labkit.kernels.fast.winograd import Transform
 
 __all__ = ["inputs_of", "outputs_of"]
@@ -80,11 +80,11 @@ def inputs_of(transform: Transform) -> Any:
     return transform_inputs
 
 
-def outputs_of(transform: Transform, finish: Finish) -> Any:
+def outputs_of(transform: Transform, finish: Finish, lanes: int) -> Any:
     """The intrinsic ``(source, plane_bytes, target, row_bytes, pixel_bytes, epilogue, low, high)`` for one panel.
 
     It reads 16 int32 at ``source`` in each plane, divides the factors out and hands the sums to ``finish``, which stores
-    them from the address ``target`` on.
+    them from the address ``target`` on. Vectors hold ``lanes`` of them, 8 or 16.
     """
     size, points = transform.size, transform.points
 
@@ -92,26 +92,31 @@ def outputs_of(transform: Transform, finish: Finish) -> Any:
     def transform_outputs(  # type: ignore[no-untyped-def]
         typing_context, source, plane_bytes, target, row_bytes, pixel_bytes, epilogue, low, high
     ):
-        def sums(builder: ir.IRBuilder, source: ir.Value, plane_bytes: ir.Value, vector: int) -> Rows:
+        def unscaled(builder: ir.IRBuilder, source: ir.Value, plane_bytes: ir.Value, vector: int) -> Rows:
             patch: Rows = [[] for _ in range(points)]
             for plane in range(points * points):
-                offset = simd.add_bytes(builder, builder.mul(plane_bytes, simd.I64(plane)), vector * simd.LANES * 4)
-                lanes = simd.load(builder, builder.add(source, offset), simd.V8I32)
-                patch[plane // points].append(_Lanes(builder, lanes))
+                offset = simd.add_bytes(builder, builder.mul(plane_bytes, simd.I64(plane)), vector * lanes * 4)
+                sums = simd.load(builder, builder.add(source, offset), ir.VectorType(simd.I32, lanes))
+                patch[plane // points].append(_Lanes(builder, sums))
             results = _by_column_then_row(transform.output_transform, patch)
             for i in range(size):
                 for j in range(size):
-                    unscaled = results[i][j] if transform.odd == 1 else results[i][j] * transform.inverse
-                    results[i][j] = unscaled >> transform.shift(i, j)
+                    whole = results[i][j] if transform.odd == 1 else results[i][j] * transform.inverse
+                    results[i][j] = whole >> transform.shift(i, j)
             return results
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             source, plane_bytes, target, row_bytes, pixel_bytes, *rest = arguments
-            vectors = [sums(builder, source, plane_bytes, v) for v in range(VECTORS)]
+            vectors = [unscaled(builder, source, plane_bytes, v) for v in range(CHANNELS // lanes)]
+
+            def eights(i: int, j: int) -> list[ir.Value]:
+                values = [vector[i][j].value for vector in vectors]
+                return values if lanes == simd.LANES else list(simd.halves(builder, values[0]))
+
             for i in range(size):
                 row = builder.add(target, builder.mul(row_bytes, simd.I64(i)))
                 targets = [builder.add(row, builder.mul(pixel_bytes, simd.I64(j))) for j in range(size)]
-                finish(builder, {(j, 0): [v[i][j].value for v in vectors] for j in range(size)}, targets, rest)
+                finish(builder, {(j, 0): eights(i, j) for j in range(size)}, targets, rest)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), generate

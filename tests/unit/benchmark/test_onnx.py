@@ -18,8 +18,8 @@ from labkit.graph.ir import IntGraph, IntNode
 from labkit.kernels import reference
 from labkit.net import IntegerNet
 
-pytest.importorskip("onnx", reason="onnx is not installed (pip install 'labkit[parity]')")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install 'labkit[parity]')")
+pytest.importorskip("onnx", reason="onnx is not installed (pip install onnx onnxruntime)")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed (pip install onnx onnxruntime)")
 
 from labkit.benchmark import peer_onnxruntime
 from labkit.benchmark.onnx_models import integer_model

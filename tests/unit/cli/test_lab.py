@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from importlib import util
 from pathlib import Path
@@ -10,6 +12,8 @@ import pytest
 
 from labkit.cli import main
 from labkit.course import workspace
+
+ROOT = Path(__file__).parents[3]
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
@@ -24,6 +28,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[str]]]:
     """What JupyterLab would have been started with, in a list; it ends with status 5."""
     calls: list[tuple[Path, list[str]]] = []
+    monkeypatch.setattr(os, "geteuid", lambda: 1000, raising=False)
     monkeypatch.setattr(workspace, "need_jupyter", lambda: None)
     monkeypatch.setattr(workspace, "open_jupyter", lambda folder, options: calls.append((folder, options)) or 5)
     return calls
@@ -68,7 +73,7 @@ def test_lab_without_jupyter_makes_no_folder(
     assert call(monkeypatch, "lab", tmp_path / "folder") == 2
     said = capsys.readouterr().err
     assert said.startswith("Error: JupyterLab is not installed")
-    assert 'pip install "labkit[lab]"' in said
+    assert 'pip install ".[lab]"' in said
     assert not (tmp_path / "folder").exists()
 
 
@@ -95,6 +100,33 @@ def test_lab_opens_the_folder(
     assert (tmp_path / folder / "first_steps.ipynb").exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no root")
+@pytest.mark.parametrize("given", [[], ["--allow-root"]])
+def test_root_may_open_jupyter(
+    given: list[str],
+    opened: list[tuple[Path, list[str]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert call(monkeypatch, "lab", tmp_path, "--", "--no-browser", *given) == 5
+    assert opened == [(tmp_path, ["--no-browser", "--allow-root"])]
+    assert ("You are root" in capsys.readouterr().out) == (not given), "what was not asked for is said"
+
+
+def test_make_lab_passes_options_on(opened: list[tuple[Path, list[str]]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, expected in (([], []), (["--no-browser", "--port", "1"], ["--no-browser", "--port", "1"])):
+        asked = ["make", "--dry-run", "lab", f"LAB_OPTIONS={' '.join(options)}"]
+        shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        (words,) = [line.split()[1:] for line in shown.splitlines() if line.startswith(".venv/bin/labkit ")]
+        opened.clear()
+        monkeypatch.setattr("labkit.cli.lab._fill", lambda folder: None)
+        assert call(monkeypatch, *words) == 5
+        assert opened == [(Path("labkit-lab"), expected)]
+
+
 def test_help_names_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "lab", "--help") == 0
-    assert "labkit[lab]" in capsys.readouterr().out, "square brackets are markup to rich unless they are escaped"
+    said = " ".join(capsys.readouterr().out.split())
+    assert 'pip install ".[lab]"' in said, "square brackets are markup to rich unless they are escaped"

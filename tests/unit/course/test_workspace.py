@@ -75,14 +75,19 @@ def test_notebooks_are_found_inside_an_installed_package(tmp_path: Path, monkeyp
 def test_without_jupyter_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     find = util.find_spec
     monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "jupyterlab" else find(name, *rest))
-    with pytest.raises(LabkitError, match=r"pip install \"labkit\[lab\]\""):
+    with pytest.raises(LabkitError, match=r"JupyterLab is not installed") as caught:
         workspace.open_jupyter(tmp_path)
+    assert '`pip install ".[lab]"` in the folder of a clone' in str(caught.value)
+    assert "pip install jupyterlab ipywidgets" in str(caught.value)
+    assert "labkit[lab]" not in str(caught.value), "an index may hold something else by that name"
 
 
-# A stand-in for JupyterLab: says how it was started, and takes a first Ctrl-C as a question, as JupyterLab does.
+# A stand-in for JupyterLab: says how it was started, takes a first Ctrl-C as a question and SIGTERM as an order to shut
+# down in peace, as JupyterLab does.
 _STAND_IN = """\
 import signal, sys, time
 signal.signal(signal.SIGINT, lambda *_: (print("interrupted", flush=True), time.sleep(0.6), sys.exit(7)))
+signal.signal(signal.SIGTERM, lambda *_: (print("ended", flush=True), time.sleep(0.6), sys.exit(9)))
 print(*sys.argv[1:], flush=True)
 time.sleep(30 if "--stay" in sys.argv else 0)
 sys.exit(3)
@@ -108,13 +113,34 @@ def test_jupyter_gets_the_folder_and_the_options(
     assert capfd.readouterr().out == f"--notebook-dir {tmp_path / 'my folder'} --port 1\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
-def test_a_first_interrupt_is_left_to_jupyter(stand_in: Path, tmp_path: Path) -> None:
+def start(folder: Path) -> subprocess.Popen[str]:
+    """A process of its own that has opened the stand-in, which stays."""
     code = "import sys; from labkit.course.workspace import open_jupyter; sys.exit(open_jupyter('.', ['--stay']))"
     running = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-c", code], cwd=folder, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     assert running.stdout is not None
     assert "--stay" in running.stdout.readline()
+    return running
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_a_first_interrupt_is_left_to_jupyter(stand_in: Path, tmp_path: Path) -> None:
+    running = start(tmp_path)
     os.killpg(running.pid, signal.SIGINT)  # to both, as a terminal does
     assert running.wait(timeout=20) == 7, "JupyterLab was killed while it asked its question"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent otherwise there")
+def test_jupyter_is_ended_with_us(stand_in: Path, tmp_path: Path) -> None:
+    running = start(tmp_path)
+    running.terminate()  # to this process alone, as `kill` and a container do
+    assert running.wait(timeout=20) == 9, "labkit was ended, and JupyterLab left behind"
+    assert running.stdout is not None
+    assert running.stdout.read() == "ended\n"
+
+
+def test_handler_is_put_back(stand_in: Path, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    workspace.open_jupyter(tmp_path)
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -13,8 +13,10 @@ from labkit.engine.prepare import prepare
 from labkit.engine.run import run
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
-from labkit.kernels.fast.conv import CONV2D, conv2d_sums
+from labkit.kernels.fast.conv import CONV2D, CONV2D_SUMS
+from labkit.kernels.fast.tile import widest_registers
 
+REGISTERS = widest_registers()
 S8 = QuantSpec(8, symmetric=False)
 PARAMS = QParams(np.float32(1), np.int32(0))
 INTEGER_RULES = {
@@ -61,7 +63,7 @@ def test_the_tile_finishes_any_sum(exponent, images):
     mantissa = rng.choice([2**30, 2**31 - 1, 3 * 2**29, 0, int(rng.integers(2**30, 2**31))], len(sums))
     multiplier = FixedPointMultiplier(mantissa.astype(np.int32), np.full(len(sums), exponent, np.int32))
     got, kernels = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-120, 127)), images)
-    assert kernels == [CONV2D[RoundingRule.SINGLE]]
+    assert kernels == [CONV2D[REGISTERS, RoundingRule.SINGLE]]
     expected = [oracle.single(value, int(m), exponent) + 5 for value, m in zip(sums, mantissa, strict=True)]
     assert got == [oracle.clamp(value, -120, 127) for value in expected]
 
@@ -71,7 +73,7 @@ def test_results_beyond_int32_take_the_long_way(exponent):
     sums = sums_within(2**31, np.random.default_rng(exponent))
     multiplier = FixedPointMultiplier(np.int32(2**31 - 1), np.int32(exponent))
     got, kernels = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-128, 127)))
-    assert kernels[0] is conv2d_sums
+    assert kernels[0] is CONV2D_SUMS[REGISTERS]
     assert got == [oracle.clamp(oracle.single(value, 2**31 - 1, exponent) + 5, -128, 127) for value in sums]
 
 

@@ -12,25 +12,31 @@ from labkit.engine.arena import arena_for
 from labkit.engine.node_by_node import run_nodes
 from labkit.engine.prepare import Route, prepare
 from labkit.engine.run import run, trace
-from labkit.kernels.fast.conv import CONV2D, conv2d_sums
-from labkit.kernels.fast.conv3x3 import CONV3X3, CONV3X3_SUMS
+from labkit.kernels.fast.conv import CONV2D, CONV2D_SUMS
+from labkit.kernels.fast.conv3x3 import CONV3X3, CONV3X3_SUMS, _groups
+from labkit.kernels.fast.tile import Registers, widest_registers
 from labkit.kernels.fast.winograd import F2, F4, Transform, is_exact, pack_planes
 from labkit.kernels.kernel_set import REFERENCE
 
+REGISTERS = widest_registers()
 SINGLE = RoundingRule.SINGLE
 SAME = ((1, 1), (1, 1))
 TRANSFORM = {Route.F2: F2, Route.F4: F4}
-BY_ROUTE = {Route.DIRECT: CONV2D[SINGLE], Route.F2: CONV3X3[F2, SINGLE], Route.F4: CONV3X3[F4, SINGLE]}
+BY_ROUTE = {
+    Route.DIRECT: CONV2D[REGISTERS, SINGLE],
+    Route.F2: CONV3X3[REGISTERS, F2, SINGLE],
+    Route.F4: CONV3X3[REGISTERS, F4, SINGLE],
+}
 
 
 def kernel_of(prepared, name):
     return next(step.kernel for step in prepared.steps if step.node == name)
 
 
-def assert_same(graph, route, images=2, seed=0):
+def assert_same(graph, route, images=2, seed=0, registers=None):
     inputs = images_for(graph, images, seed)
     expected = run_nodes(graph, inputs, REFERENCE)
-    prepared = prepare(graph, route=route)
+    prepared = prepare(graph, route=route, registers=registers)
     for name, array in trace(prepared, inputs).items():
         np.testing.assert_array_equal(array, expected[graph.carriers()[name]], err_msg=f"{name} of\n{graph}")
     for name, array in run(prepared, inputs).items():
@@ -65,7 +71,7 @@ def test_sizes(route, size):
     y = b.conv(x, 17, (3, 3), padding=SAME, spec=affine(S8))
     prepared = assert_same(b.graph(), route, 3)
     smallest = {Route.F2: 2, Route.F4: 4}[route]
-    assert kernel_of(prepared, y) is (BY_ROUTE[route] if min(size) >= smallest else CONV2D[SINGLE])
+    assert kernel_of(prepared, y) is (BY_ROUTE[route] if min(size) >= smallest else CONV2D[REGISTERS, SINGLE])
 
 
 @pytest.mark.parametrize("route", [Route.F2, Route.F4])
@@ -103,7 +109,9 @@ def test_rounding_rules(route, rule, inside, ties):
     prepared = assert_same(b.graph(), route)
     for name in (y, z):
         transform = TRANSFORM[route]
-        assert kernel_of(prepared, name) is CONV3X3.get((transform, rule), CONV3X3_SUMS[transform])
+        assert kernel_of(prepared, name) is CONV3X3.get(
+            (REGISTERS, transform, rule), CONV3X3_SUMS[REGISTERS, transform]
+        )
 
 
 @pytest.mark.parametrize("route", [Route.F2, Route.F4, Route.FASTEST])
@@ -155,6 +163,35 @@ def test_the_choice_by_shape(channels, size, route):
     assert kernel_of(prepare(b.graph()), y) is BY_ROUTE[route]
 
 
+@pytest.mark.parametrize("registers", Registers)
+@pytest.mark.parametrize("route", [Route.DIRECT, Route.F2, Route.F4])
+@pytest.mark.parametrize("rule", [SINGLE, RoundingRule.FLOAT32_EVEN, RoundingRule.GEMMLOWP])
+@pytest.mark.parametrize("count", [1, 7])
+def test_each_width_of_registers(registers, route, rule, count):
+    """A processor without them splits 512-bit vectors and gives the same. Weights of eight bits and of nine."""
+    b = Builder(3, rule=rule, extreme=count > 1)
+    x = b.conv(b.quantize((3, 9, 13), affine(U8)), 5, (5, 5), stride=(1, 2), padding=SAME, spec=affine(U8))
+    nine = QuantSpec(8, symmetric=False, granularity=PerAxis(0))
+    y = b.conv(x, 17, (3, 3), padding=SAME, weights=nine, spec=affine(S8))
+    x = b.conv(y, 33, (1, 1), weights=nine, spec=affine(U8))
+    x = b.linear(b.flatten(x), 70, spec=affine(U8))
+    b.linear(x, 131, weights=nine, spec=affine(S8))
+    prepared = assert_same(b.graph(), route, count, registers=registers)
+    if rule is RoundingRule.GEMMLOWP:
+        expected = CONV2D_SUMS[registers] if route is Route.DIRECT else CONV3X3_SUMS[registers, TRANSFORM[route]]
+    else:
+        direct = CONV2D[registers, rule]
+        expected = direct if route is Route.DIRECT else CONV3X3[registers, TRANSFORM[route], rule]
+    assert kernel_of(prepared, y) is expected
+
+
+@pytest.mark.parametrize("positions", [6, 12])
+def test_products_cover_the_rows(positions):
+    for rows in range(1, 60):
+        large, fours = _groups(rows, positions)
+        assert rows <= large * positions + 4 * fours <= rows + 3
+
+
 def test_other_convolutions_are_direct():
     b = Builder(0)
     x = b.quantize((16, 9, 9), affine(U8))
@@ -165,7 +202,7 @@ def test_other_convolutions_are_direct():
         b.conv(x, 8, (5, 5)),
     ]
     prepared = assert_same(b.graph(*names), Route.F4)
-    assert all(kernel_of(prepared, name) is CONV2D[SINGLE] for name in names)
+    assert all(kernel_of(prepared, name) is CONV2D[REGISTERS, SINGLE] for name in names)
 
 
 class Given(Builder):
@@ -217,7 +254,7 @@ def test_ends_of_the_grids(route, zero_point, weight_zero_point):
     weights = np.where(np.repeat(kernels, 5, axis=1) == 1, 127, -128)
     b = Given(weights, weight_zero_point=weight_zero_point, zero_point=zero_point)
     images = np.repeat(images[:, None], 5, axis=1)
-    assert assert_exact_sums(b, affine(U8), images, route) is CONV3X3_SUMS[TRANSFORM[route]]
+    assert assert_exact_sums(b, affine(U8), images, route) is CONV3X3_SUMS[REGISTERS, TRANSFORM[route]]
 
 
 def weights_of_sum(total, sign):
@@ -241,21 +278,24 @@ def test_sums_at_the_limit(route, sign):
     limit = TRANSFORM[route].limit
     weights = weights_of_sum(limit // 128, sign)
     images = constant_images(weights, -128, 127)
-    assert assert_exact_sums(Given(weights), S8, images, route) is CONV3X3_SUMS[TRANSFORM[route]]
+    assert assert_exact_sums(Given(weights), S8, images, route) is CONV3X3_SUMS[REGISTERS, TRANSFORM[route]]
     weights = weights_of_sum(limit // 128 + 1, sign)
     images = constant_images(weights, -128, 127)
-    assert assert_exact_sums(Given(weights), S8, images, route) is conv2d_sums
+    assert assert_exact_sums(Given(weights), S8, images, route) is CONV2D_SUMS[REGISTERS]
 
 
 def test_the_largest_sum_that_is_exact():
     """31 divides 2**25 - 1: with 5-bit inputs the limit is met, and exceeded by the least that is possible."""
-    for extra, kernel in ((0, CONV3X3_SUMS[F4]), (1, conv2d_sums)):
+    for extra, kernel in ((0, CONV3X3_SUMS[REGISTERS, F4]), (1, CONV2D_SUMS[REGISTERS])):
         weights = weights_of_sum(F4.limit // 31 + extra, 1)
         images = constant_images(weights, 31)
         assert assert_exact_sums(Given(weights), QuantSpec(5, signed=False), images, Route.F4) is kernel
     weights = weights_of_sum(F4.limit // 31 + 1, 1)
     images = constant_images(weights, 31)
-    assert assert_exact_sums(Given(weights), QuantSpec(5, signed=False), images, Route.FASTEST) is CONV3X3_SUMS[F2]
+    assert (
+        assert_exact_sums(Given(weights), QuantSpec(5, signed=False), images, Route.FASTEST)
+        is CONV3X3_SUMS[REGISTERS, F2]
+    )
 
 
 @pytest.mark.parametrize("route", [Route.F2, Route.F4])

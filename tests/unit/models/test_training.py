@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +131,84 @@ def test_progress_of_another_recipe_or_other_data_is_refused(digits: DataSet, tm
     assert train(replace(RECIPE, epochs=1), fewer, tmp_path, resume=False) is not None
 
 
+def test_finished_training_is_handed_back(digits: DataSet, uninterrupted: Path) -> None:
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in uninterrupted.iterdir()}
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    result = train(RECIPE, digits, uninterrupted)
+    assert torch.equal(torch.rand(3), expected)
+    assert result is not None
+    assert result.already_there
+    assert not result.module.training
+    assert result.test_accuracy == result.record["test_accuracy"]
+    assert training.accuracy(result.module, digits.test_images, digits.test_labels) == result.test_accuracy
+    assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in uninterrupted.iterdir()} == before
+
+
+@pytest.fixture
+def finished(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A folder of one's own with a finished training by `RECIPE`."""
+    return Path(shutil.copytree(uninterrupted, tmp_path / "finished"))
+
+
+def test_finished_training_of_another_recipe_or_other_data_is_kept(digits: DataSet, finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    other = replace(RECIPE, epochs=1, seed=6)
+    fewer = replace(digits, train_images=digits.train_images[1:], train_labels=digits.train_labels[1:])
+    for resume in (True, False):
+        with pytest.raises(OutputError, match=r"epochs was 4, is 1; seed was 5, is 6\. .*--out.*--force"):
+            train(other, digits, finished, resume=resume)
+        with pytest.raises(OutputError, match=r"the training images differ"):
+            train(RECIPE, fewer, finished, resume=resume)
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+    result = train(other, digits, finished, force=True)
+    assert result is not None
+    assert not result.already_there
+    assert names(finished) == FILES
+    assert json.loads((finished / FILES[0]).read_text())["recipe"]["seed"] == 6
+
+
+def test_files_that_training_did_not_leave_so_are_kept(digits: DataSet, finished: Path) -> None:
+    recipe_file, weights_file = (finished / name for name in FILES)
+    recipe_text, weights = recipe_file.read_text(), weights_file.read_bytes()
+    weights_file.write_bytes(weights[:-1])
+    with pytest.raises(OutputError, match=r"safetensors is not the file that lenet-mnist5k.json describes"):
+        train(RECIPE, digits, finished)
+    assert weights_file.read_bytes() == weights[:-1]
+    for text in ("{", "[]", "{}", '{"recipe": 1}'):
+        recipe_file.write_text(text)
+        with pytest.raises(OutputError, match=r"lenet-mnist5k.json cannot be read.*--force"):
+            train(RECIPE, digits, finished)
+    recipe_file.unlink()
+    with pytest.raises(OutputError, match=r"there is no lenet-mnist5k.json"):
+        train(RECIPE, digits, finished)
+    weights_file.unlink()
+    recipe_file.write_text(recipe_text)
+    with pytest.raises(OutputError, match=r"safetensors cannot be read"):
+        train(RECIPE, digits, finished)
+
+
+def test_killed_between_weights_and_recipe_goes_on(
+    digits: DataSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = training.write_atomically
+
+    def killed(path: Path, content: bytes | str) -> None:
+        if path.suffix == ".json":
+            raise KeyboardInterrupt
+        real(path, content)
+
+    monkeypatch.setattr(training, "write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(RECIPE, epochs=1), digits, tmp_path)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["lenet-mnist5k.progress.safetensors", "lenet-mnist5k.safetensors"]
+    assert train(replace(RECIPE, epochs=1), digits, tmp_path) is not None
+    assert names(tmp_path) == FILES
+
+
 def test_damaged_progress_is_refused(digits: DataSet, tmp_path: Path) -> None:
     train(RECIPE, digits, tmp_path, stop_after=1)
     file = tmp_path / "lenet-mnist5k.progress.safetensors"
@@ -139,8 +218,9 @@ def test_damaged_progress_is_refused(digits: DataSet, tmp_path: Path) -> None:
 
 
 def test_divergence_is_reported_and_nothing_written(digits: DataSet, tmp_path: Path) -> None:
+    folder = tmp_path / "new"
     with pytest.raises(InputError, match=r"diverged in epoch 1: the loss is nan. Lower the learning rate"):
-        train(replace(RECIPE, learning_rate=99.0, momentum=0.99), digits, tmp_path)
+        train(replace(RECIPE, learning_rate=99.0, momentum=0.99), digits, folder)
     assert names(tmp_path) == []
 
 
