@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import matplotlib.image
@@ -20,6 +20,7 @@ from labkit.reporting.summary import (
     change,
     headline_row,
     image_counts,
+    is_clear,
     reference_row,
     sections,
     short_count,
@@ -30,6 +31,8 @@ from labkit.reporting.summary import (
 )
 
 __all__ = ["render_html"]
+
+_TIMED = "one thread, batches of up to 32 images"
 
 _SECTION_TITLES = {
     "float": "Float",
@@ -60,7 +63,7 @@ def render_html(result: DemoResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=short_count, size=short_size, milliseconds=short_milliseconds)
+    environment.filters.update(count=short_count, size=short_size, milliseconds=short_milliseconds, listed=_listed)
     weights = [layer for layer in result.layers if layer.kind == "weight"]
     activations = [layer for layer in result.layers if layer.kind == "activation"]
     status, sentence = verdict(result.certificates)
@@ -73,6 +76,8 @@ def render_html(result: DemoResult) -> str:
         images=image_counts(result.rows),
         uniform=len({row.images for row in result.rows}) == 1,
         error_points=_standard_error(result.rows),
+        has_change_errors=any(row.change_error is not None for row in result.rows),
+        timed=_TIMED if any(row.ms_per_image is not None for row in result.rows) else "",
         histograms={
             "weights": [_figure(layer, f"w{n}") for n, layer in enumerate(weights)],
             "activations": [_figure(layer, f"a{n}") for n, layer in enumerate(activations)],
@@ -93,7 +98,7 @@ def _cards(result: DemoResult) -> list[dict[str, str]]:
         cards.append(_card("Float accuracy", f"{reference.accuracy:.2f} %", reference.label))
     if row is not None:
         points = change(result.rows, row)
-        versus = f"{signed_points(points)} points against float" if points is not None else ""
+        versus = f"{_minus(signed_points(points))} points against float" if points is not None else ""
         cards.append(_card(f"{row.label} accuracy", f"{row.accuracy:.2f} %", versus))
         if row.size_bytes:
             before = reference.size_bytes if reference is not None else None
@@ -105,7 +110,9 @@ def _cards(result: DemoResult) -> list[dict[str, str]]:
         cards.append(_card("Elements compared", short_count(elements), f"{differing:,} of them differ"))
     if row is not None and row.ms_per_image:
         each = f"{1000 / row.ms_per_image:,.0f} images a second"
-        cards.append(_card("Time an image", f"{short_milliseconds(row.ms_per_image)} ms", f"{row.label}, {each}"))
+        cards.append(
+            _card("Time an image", f"{short_milliseconds(row.ms_per_image)} ms", f"{row.label}, {each}: {_TIMED}")
+        )
     return cards
 
 
@@ -122,9 +129,10 @@ def _table(result: DemoResult) -> list[dict[str, Any]]:
             lines.append(
                 {
                     "row": row,
-                    "change": signed_points(points),
+                    "change": _minus(signed_points(points)),
+                    "error": "" if row.change_error is None else f"{row.change_error:.2f}",
                     "is_reference": reference is row,
-                    "large": points is not None and points <= -1,
+                    "drop": points is not None and points < 0 and is_clear(result.rows, row),
                     "reference": reference.accuracy if reference is not None else None,
                 }
             )
@@ -150,7 +158,7 @@ def _figure(layer: LayerRow, key: str) -> dict[str, Any]:
         "ranges": [
             ("observed", _interval(layer.actual)),
             ("3σ", _interval(layer.three_sigma)),
-            ("chosen", _interval(layer.chosen)),
+            ("chosen", _interval(layer.chosen) + (" (widest channel)" if layer.kind == "weight" else "")),
         ],
         "cut": 100 * int(counts[beyond].sum()) / total if total else 0.0,
     }
@@ -173,7 +181,17 @@ def _inline(svg: str) -> Markup:
 
 
 def _interval(span: Range) -> str:
-    return f"{span.low:.3g} … {span.high:.3g}".replace("-", "\N{MINUS SIGN}")
+    return _minus(f"{span.low:.3g} … {span.high:.3g}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    """``A, B and C``; a name that holds a comma itself, "C, more", is written "C (more)"."""
+    plain = [f"{head} ({tail})" if tail else head for head, _, tail in (name.partition(", ") for name in names)]
+    return " and ".join(filter(None, (", ".join(plain[:-1]), plain[-1]))) if plain else ""
 
 
 def _sample(sample: Sample) -> dict[str, Any]:

@@ -29,9 +29,9 @@ def to_json(result: DemoResult) -> dict[str, Any]:
     -------
     dict
         ``schema`` names the layout and its version; a change that breaks a reader raises the number. Units are those of
-        :mod:`labkit.reporting.results`: accuracy in per cent, ``change`` in percentage points, sizes in bytes, times in
-        ms and s, SQNR in dB. A number that JSON cannot hold (NaN, infinity) is null. Pixels of the sample images are
-        left out.
+        :mod:`labkit.reporting.results`: accuracy in per cent, ``change`` and ``change_error`` (one standard error of the
+        change) in percentage points, sizes in bytes, times in ms and s, SQNR in dB. A number that JSON cannot hold (NaN,
+        infinity) is null. Pixels of the sample images are left out.
     """
     status, sentence = verdict(result.certificates)
     plain: dict[str, Any] = _plain(

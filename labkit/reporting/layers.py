@@ -76,14 +76,15 @@ def sample_rows(
     x: NDArray[np.float32],
     labels: NDArray[np.int64],
 ) -> tuple[Sample, ...]:
-    """Twelve test images: first some on which float and integer nets disagree, then the first ones of the test set.
+    """Twelve test images: first up to four on which the nets disagree, then the first ones of the test set.
 
     Parameters
     ----------
     dataset : gives pixels and class names
     graph : the float network, simplified
     nets : integer nets by configuration
-    x, labels : float32 [N, ...] and int64 [N], the test images in the order of ``dataset``
+    x, labels : float32 [N, ...] and int64 [N]
+        The test images in the order of ``dataset``. Disagreements with the float net are looked for in the first 1000.
     """
     pool = slice(0, 1000)
     real = run_float(graph, {graph.inputs[0]: x[pool]})[graph.outputs[0]]

@@ -79,8 +79,8 @@ def histogram(layer: LayerRow, key: str) -> str:
     log = bool(filled.size and np.mean(filled < _SHORT * filled.max()) > 0.5)
 
     def draw(figure: Figure) -> None:
-        top = _axes(figure, left=60, right=6, top=22, bottom=88)
-        strip = _axes(figure, left=60, right=6, top=178, bottom=38, sharex=top)
+        top = _axes(figure, left=60, right=18, top=22, bottom=88)  # to the right, half a label of the last tick
+        strip = _axes(figure, left=60, right=18, top=178, bottom=38, sharex=top)
         inside = (edges[1:] > layer.chosen.low) & (edges[:-1] < layer.chosen.high)
         low = 0.5 if log else 0.0  # below one count, so that a single value still shows on a log scale
         for mask, colour in ((inside, _BAR), (~inside, _CUT)):
@@ -119,7 +119,8 @@ def histogram(layer: LayerRow, key: str) -> str:
     shape = " x ".join(str(n) for n in layer.shape)
     alt = (
         f"Histogram of {_kind(layer)} of {layer.name}, shape {shape}. Observed {_span(layer.actual)}, "
-        f"three sigma {_span(layer.three_sigma)}, chosen {_span(layer.chosen)}."
+        f"three sigma {_span(layer.three_sigma)}, chosen{' for the widest channel' if layer.kind == 'weight' else ''} "
+        f"{_span(layer.chosen)}."
     )
     return _svg(key, 260.0, draw, alt)
 
@@ -159,7 +160,7 @@ def sqnr_bars(layers: Sequence[LayerRow], key: str, title: str, height: float | 
                 y = row + (place - (len(names) - 1) / 2) / slots
                 finite = math.isfinite(value)
                 axes.barh(y, value if finite else 0.0, height=0.86 / slots, color=colour, linewidth=0)
-                text = f"{value:.1f}" if finite else "exact" if value == math.inf else ""
+                text = _minus(f"{value:.1f}") if finite else "exact" if value == math.inf else ""
                 axes.annotate(text, (max(value, 0.0) if finite else 0.0, y), xytext=(3, 0), textcoords="offset points",
                               va="center", fontsize=9, color=_INK)  # fmt: skip
             handles.append(Patch(color=colour))
@@ -255,11 +256,15 @@ def _kind(layer: LayerRow) -> str:
 
 
 def _span(span: Range) -> str:
-    return f"{span.low:.4g} to {span.high:.4g}"
+    return _minus(f"{span.low:.4g} to {span.high:.4g}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")
 
 
 def _decibel(value: float) -> str:
-    return f"{value:.1f}" if math.isfinite(value) else "exact" if value == math.inf else "unknown"
+    return _minus(f"{value:.1f}") if math.isfinite(value) else "exact" if value == math.inf else "unknown"
 
 
 def _tick_count(value: float, _: object = None) -> str:

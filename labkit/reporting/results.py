@@ -35,7 +35,9 @@ class AccuracyRow:
 
     ``section`` groups rows ("float", "simulated", "bias", "integer engine"). ``accuracy`` is in per cent of ``images``.
     ``size_bytes`` counts weights and biases as stored; ``macs`` and ``bops`` (MACs x weight bits x activation bits) are
-    for one image; ``ms_per_image`` is wall time of the engine at the stated batch size. None: not applicable.
+    for one image; ``ms_per_image`` is the engine's wall time in one thread, which takes the images in batches of up to
+    32. ``change_error`` is one standard error of the row's change against its reference, in percentage points, paired by
+    image (:mod:`labkit.reporting.paired`). None: not applicable.
     """
 
     section: str
@@ -49,6 +51,7 @@ class AccuracyRow:
     bops: int | None = None
     ms_per_image: float | None = None
     note: str = ""
+    change_error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class LayerRow:
     """One tensor of the network: a layer's weights or the activation that a node puts out.
 
     ``kind`` is "weight" or "activation"; ``actual`` the observed range, ``three_sigma`` mean -+ 3 standard deviations,
-    ``chosen`` the real values at the ends of the 8-bit grid. ``sqnr_db`` maps a configuration ("W8A8") to the signal-to-
+    ``chosen`` the real values at the ends of the 8-bit grid, of the widest channel where weights have a grid for each
+    channel. ``sqnr_db`` maps a configuration ("W8A8") to the signal-to-
     quantization-noise ratio 10 log10(E[r^2] / E[(r - r^)^2]) in dB of that tensor in the integer net against the float net.
     """
 

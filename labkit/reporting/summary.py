@@ -12,6 +12,7 @@ __all__ = [
     "change",
     "headline_row",
     "image_counts",
+    "is_clear",
     "reference_row",
     "sections",
     "short_count",
@@ -23,6 +24,7 @@ __all__ = [
 
 _FLOAT_BITS = 32
 _ENGINE = "integer engine"
+_CLEAR = 2  # standard errors, which chance exceeds about once in twenty times
 
 
 def sections(rows: Sequence[AccuracyRow]) -> dict[str, list[AccuracyRow]]:
@@ -54,6 +56,12 @@ def change(rows: Sequence[AccuracyRow], row: AccuracyRow) -> float | None:
     return None if reference is None or reference is row else row.accuracy - reference.accuracy
 
 
+def is_clear(rows: Sequence[AccuracyRow], row: AccuracyRow) -> bool:
+    """Whether the change of ``row`` among ``rows`` exceeds two of its standard errors; False where either is missing."""
+    points = change(rows, row)
+    return points is not None and row.change_error is not None and abs(points) > _CLEAR * row.change_error
+
+
 def headline_row(rows: Sequence[AccuracyRow]) -> AccuracyRow | None:
     """The engine row to show first: 8-bit weights and activations where there is one, else the first engine row."""
     engine = [row for row in rows if row.section == _ENGINE]
@@ -78,7 +86,7 @@ def verdict(certificates: Mapping[str, ParityReport]) -> tuple[str, str]:
     if not failing:
         return "passed", f"Bit for bit equal: 0 of {elements:,} elements differ."
     differing = sum(report.differing for report in certificates.values())
-    return "failed", f"Not equal: {differing:,} of {elements:,} elements differ ({', '.join(failing)})."
+    return "failed", f"Not equal: {differing:,} of {elements:,} elements differ ({'; '.join(failing)})."
 
 
 def signed_points(points: float | None) -> str:

@@ -16,6 +16,7 @@ from labkit.reporting.results import AccuracyRow, DemoResult
 from labkit.reporting.summary import (
     change,
     image_counts,
+    is_clear,
     sections,
     short_count,
     short_milliseconds,
@@ -26,7 +27,9 @@ from labkit.reporting.summary import (
 
 __all__ = ["accuracy_table", "certificate_panel"]
 
-_WIDE = 100  # columns from which every column fits beside a label of 37 characters
+# Columns of a terminal from which a column fits beside a label of 37 characters.
+_WIDE_FOR_ERRORS = 100
+_WIDE_FOR_MACS = 110
 
 
 def accuracy_table(result: DemoResult, width: int | None = None) -> Table:
@@ -37,65 +40,76 @@ def accuracy_table(result: DemoResult, width: int | None = None) -> Table:
     result
         What the demo found.
     width
-        Columns of the terminal; None asks the terminal (80 where there is none). Below 100 the MACs, which hardly
-        differ from row to row, move from a column of their own into the caption.
+        Columns of the terminal; None asks the terminal (80 where there is none). Below 110 the MACs, which hardly
+        differ from row to row, move from a column of their own into the caption; below 100 the changes' errors are left
+        out.
 
     Returns
     -------
     Table
-        Accuracy in per cent, change in percentage points against the section's float row, size in decimal bytes, MACs
-        and bit operations (MACs x weight bits x activation bits) an image, and milliseconds an image.
+        Accuracy in per cent, change in percentage points against the section's float row and its standard error, size in
+        decimal bytes, MACs and bit operations (MACs x weight bits x activation bits) an image, and milliseconds an image.
     """
-    wide = (Console().width if width is None else width) >= _WIDE
+    width = Console().width if width is None else width
+    errors, macs = width >= _WIDE_FOR_ERRORS, width >= _WIDE_FOR_MACS
     table = Table(
         title=Text(f"{result.network} on {result.dataset}, {image_counts(result.rows)} test images"),
-        caption=_caption(result, wide),
+        caption=_caption(result, errors, macs),
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
         title_justify="left",
         caption_justify="left",
         title_style="bold",
         caption_style="dim",
     )
     table.add_column("row", overflow="fold", min_width=18)
-    table.add_column("W/A bits" if wide else "W/A", justify="right", no_wrap=True)
-    table.add_column("accuracy %" if wide else "acc. %", justify="right", no_wrap=True)
+    table.add_column("W/A", justify="right", no_wrap=True)
+    table.add_column("acc. %", justify="right", no_wrap=True)
     table.add_column("change", justify="right", no_wrap=True)
+    if errors:
+        table.add_column("s.e.", justify="right", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
-    if wide:
+    if macs:
         table.add_column("MACs", justify="right", no_wrap=True)
     table.add_column("BOPS", justify="right", no_wrap=True)
-    table.add_column("ms/image" if wide else "ms/im.", justify="right", no_wrap=True)
+    table.add_column("ms/im.", justify="right", no_wrap=True)
     for number, (section, rows) in enumerate(sections(result.rows).items()):
         if number:
             table.add_section()
         table.add_row(Text(section, style="bold cyan"))
         for row in rows:
-            table.add_row(*_cells(result, row, wide))
+            table.add_row(*_cells(result, row, errors, macs))
     return table
 
 
-def _cells(result: DemoResult, row: AccuracyRow, wide: bool) -> list[RenderableType]:
+def _cells(result: DemoResult, row: AccuracyRow, errors: bool, macs: bool) -> list[RenderableType]:
     points = change(result.rows, row)
-    # A point is where a reader should look twice; smaller changes are within the noise of a test set.
-    colour = "" if points is None or abs(points) < 1 else ("red" if points < 0 else "green")
+    colour = "" if points is None or not is_clear(result.rows, row) else ("red" if points < 0 else "green")
     cells: list[RenderableType] = [
         Padding(Text(row.label), (0, 0, 0, 2)),  # indents the second line of a long label too
         f"{row.weight_bits}/{row.activation_bits}",
         f"{row.accuracy:.2f}",
-        Text("reference" if points is None and wide else "ref." if points is None else signed_points(points), colour),
-        short_size(row.size_bytes),
+        Text("ref." if points is None else signed_points(points), colour),
     ]
-    if wide:
+    if errors:
+        cells.append("" if row.change_error is None else f"{row.change_error:.2f}")
+    cells.append(short_size(row.size_bytes))
+    if macs:
         cells.append(short_count(row.macs))
     return [*cells, short_count(row.bops), short_milliseconds(row.ms_per_image)]
 
 
-def _caption(result: DemoResult, wide: bool) -> Text:
-    lines = ["Change: percentage points against the section's float row (ref.). BOPS: MACs x W bits x A bits."]
-    macs = sorted({row.macs for row in result.rows if row.macs is not None})
-    if macs and not wide:
-        span = short_count(macs[0]) if len(macs) == 1 else f"{short_count(macs[0])} to {short_count(macs[-1])}"
+def _caption(result: DemoResult, errors: bool, macs: bool) -> Text:
+    lines = ["Change: points against the section's float row (ref.). W/A: bits. BOPS: MACs x W x A."]
+    if any(row.change_error is not None for row in result.rows):
+        error = "s.e.: one standard error of the change, over the same images. " if errors else ""
+        lines.append(f"{error}Coloured: changes of more than two standard errors.")
+    if any(row.ms_per_image is not None for row in result.rows):
+        lines.append("Time: wall time of one thread, batches of up to 32 images.")
+    counts = sorted({row.macs for row in result.rows if row.macs is not None})
+    if counts and not macs:
+        span = short_count(counts[0]) if len(counts) == 1 else f"{short_count(counts[0])} to {short_count(counts[-1])}"
         lines.append(f"MACs an image: {span}.")
     uniform = len({row.images for row in result.rows}) == 1
     for row in result.rows:

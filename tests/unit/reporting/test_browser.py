@@ -18,7 +18,7 @@ WIDTHS = (1280, 390)
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 # A headless window is never narrower than about 500 pixels, a frame is: the page is shown in one frame for each width.
-# The result is written as one "width:scrollWidth:innerWidth:widest figure:pixel size of a figure's letters" for each.
+# The result is written as one "width:scrollWidth:innerWidth:widest figure:pixel size of a figure's letters:..." for each.
 MEASURE = """
 <script>
 addEventListener("load", () => {
@@ -32,8 +32,10 @@ addEventListener("load", () => {
       return box.left < figure.left - 1 || box.right > figure.right + 1 || box.top < figure.top - 1
         || box.bottom > figure.bottom + 1;
     });
+    const scrolls = [...page.querySelectorAll("nav ul, .table-card, .main td, .main th")].filter(e =>
+      e.scrollWidth > e.clientWidth + 1);
     return [frame.width, page.documentElement.scrollWidth, inner, Math.max(...figures),
-            Math.min(...letters).toFixed(1), cut.length].join(":");
+            Math.min(...letters).toFixed(1), cut.length, scrolls.length].join(":");
   });
   document.title = "measured " + found.join(" ");
 });
@@ -73,9 +75,10 @@ def measure(page: str, folder: Path) -> dict[int, list[float]]:
 def test_nothing_sticks_out_and_letters_can_be_read(text: str, tmp_path: Path) -> None:
     found = measure(text, tmp_path)
     assert tuple(found) == WIDTHS
-    for width, (scroll, inner, figures, letters, cut) in found.items():
+    for width, (scroll, inner, figures, letters, cut, scrolls) in found.items():
         assert inner > width - 20 and scroll <= inner, f"{width}: the page is {scroll} wide in a window of {inner}"
         assert figures <= inner and cut == 0, f"{width}: {cut} labels stick out of their figures"
+        assert scrolls == 0, f"{width}: {scrolls} chips or cells are wider than their places"
         assert letters >= 8, f"{width}: letters of {letters} pixels"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,8 @@ from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.simulate import run_simulated, simulate_weights
 from labkit.reporting import demo as demo_module
-from labkit.reporting.demo import _Clock, _engine_row, _float_costs, _LabRows, run_demo
+from labkit.reporting.demo import _bias_notes, _Clock, _engine_row, _float_costs, _LabRows, run_demo
+from labkit.reporting.paired import with_change_errors
 from labkit.reporting.results import AccuracyRow
 
 
@@ -109,7 +111,8 @@ def test_engine_row(name: str, bits: tuple[int, int], size: int, bops: int, monk
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2, 0, 1]]
     labels = np.array([0, 1, 2, 0, 1, 1, 1, 2])  # the first five are right
     net = SlowNet(costed(True, weights=bits[0], activations=bits[1]), logits, time, seconds=0.5)
-    row = _engine_row(name, net, COSTS_X, labels, clock)
+    row, right = _engine_row(name, net, COSTS_X, labels, clock)
+    assert right.tolist() == [True] * 5 + [False] * 3
     assert (row.section, row.label, row.weight_bits, row.activation_bits) == ("integer engine", name, *bits)
     assert (row.accuracy, row.images) == (62.5, 8)
     assert (row.size_bytes, row.macs, row.bops) == (size, 30, bops)
@@ -122,7 +125,7 @@ def test_engine_rows_add_up_in_the_clock(monkeypatch: pytest.MonkeyPatch) -> Non
     labels = np.zeros(8, np.int64)
     for seconds in (0.25, 2.0):
         net = SlowNet(costed(False), np.eye(3, dtype=np.float32)[labels], time, seconds)
-        assert _engine_row("W8A8", net, COSTS_X, labels, clock).ms_per_image == pytest.approx(seconds * 125)
+        assert _engine_row("W8A8", net, COSTS_X, labels, clock)[0].ms_per_image == pytest.approx(seconds * 125)
     assert clock.seconds == pytest.approx({"Run the integer engine": 2.25})
 
 
@@ -205,7 +208,8 @@ def test_bias_rows() -> None:
     told: list[tuple[str, int, int]] = []
     clock = _Clock(lambda *what: told.append(what))
     lab = lab_rows([[*pair, 0] for pair in PAIRS], BIAS_LABELS, clock)
-    rows = lab.bias(TWO_LAYERS, TWO_LAYERS_CALIBRATION)
+    graded = lab.bias(TWO_LAYERS, TWO_LAYERS_CALIBRATION)
+    rows = [row for row, _ in graded]
     for name, right in RIGHT.items():
         assert right == sum(p == y for p, y in zip(PREDICTIONS[name], BIAS_LABELS, strict=True))
     accuracies = [100 * RIGHT[name] / len(PAIRS) for name in ("float", "unscaled", "quantized")]
@@ -216,6 +220,12 @@ def test_bias_rows() -> None:
         AccuracyRow("bias", "8 bits, bias left unscaled", 8, 8, accuracies[1], 250),
         AccuracyRow("bias", "8 bits, bias at S_w S_x", 8, 8, accuracies[2], 250),
     ]
+    for (_, right), name in zip(graded, ("float", "unscaled", "quantized"), strict=True):
+        wanted = [p == y for p, y in zip(PREDICTIONS[name], BIAS_LABELS, strict=True)]
+        assert right.tolist() == np.repeat(wanted, REPEATS).tolist()
+    # Right where float is wrong or the reverse: in the places 3, 4, 5, 6 and 7 of ten, and in 7.
+    errors = [row.change_error for row in with_change_errors(graded)]
+    assert errors == [None, pytest.approx(100 * math.sqrt(125) / 250), pytest.approx(100 * math.sqrt(25) / 250)]
     assert [done for _, done, _ in told] == [0, 100, 200, 250, 250] * 3
     assert {total for _, _, total in told} == {250}
 
@@ -232,13 +242,34 @@ def test_weights_are_rounded_first_and_activations_next() -> None:
     calibration = Calibration({}, {"x": (-127.0, 127.0), "last": (-127 / 2, 127 / 2)}, "minmax", 1)
     images = [[10, 8, 0], [8, 10, 0], [10.3, 10.4, 0], [5, 10, 0]]
     # Float: 14 8, 11.2 10, 14.4 10.4, 7 10: class 0 0 0 1. Weights rounded: 0 1 1 1. Both: the third is 10 10, a tie: 0.
-    rows = lab_rows(images, [0, 1, 1, 1], silent()).weights_then_activations(graph, calibration)
+    graded = lab_rows(images, [0, 1, 1, 1], silent()).weights_then_activations(graph, calibration)
+    rows = [row for row, _ in graded]
     costs = {"size_bytes": 4 * 6, "macs": 6, "bops": 6 * 1024}
     assert rows == [
         AccuracyRow("float", "Float network", 32, 32, 50, 100, **costs),
         AccuracyRow("simulated", "Weights in 8 bits", 8, 32, 100, 100),
         AccuracyRow("simulated", "Weights and activations in 8 bits", 8, 8, 75, 100),
     ]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "error", "data", "note"),
+    [
+        (69.0, 0.4, "cifar10", None),
+        (69.0, 0.4, "mnist5k", None),
+        (69.0, 0.5, "mnist5k", "this network leans too little on that one bias"),
+        (69.0, 0.6, "cifar10", "500 images are too few"),
+        (71.0, 0.1, "mnist5k", "on CIFAR-10 it does (docs/studies/lenet-cifar10)"),
+        (70.0, 0.0, "mnist5k", "leans too little"),
+    ],
+)
+def test_a_missing_drop_is_explained(accuracy: float, error: float, data: str, note: str | None) -> None:
+    rows = [
+        AccuracyRow("bias", "Float network with a bias in fc3", 32, 32, 70.0, 500),
+        AccuracyRow("bias", "8 bits, bias left unscaled", 8, 8, accuracy, 500, change_error=error),
+    ]
+    notes = _bias_notes(rows, data)
+    assert len(notes) == (0 if note is None else 1) and (note is None or note in notes[0])
 
 
 # Arguments

@@ -111,6 +111,51 @@ def test_cards_hold_the_key_numbers(page: Page) -> None:
     assert {"70.14 %", "70.15 %", "316 kB", "523 M", "0.0832 ms", "+0.01 points against float"} <= set(page.texts)
 
 
+def test_cards_and_table_write_one_minus_sign(result: DemoResult) -> None:
+    rows = tuple(dataclasses.replace(row, accuracy=70.0) if row.label == "W8A8" else row for row in result.rows)
+    texts = Page(render_html(dataclasses.replace(result, rows=rows))).texts
+    assert "−0.14 points against float" in texts and "−0.14" in texts
+    numbers = [text for text in texts if re.match(r"[-−]\d", text)]
+    assert {text for text in numbers if text.startswith("-")} == {"-3", "-4"}, "a certificate's integers, set as code"
+
+
+def test_each_change_has_its_error_and_only_clear_drops_are_red(text: str, page: Page) -> None:
+    assert {"± 0.09", "± 0.31", "± 0.41"} <= set(page.texts)
+    assert re.findall(r'class="drop">([^<]*)<', text) == ["−3.81", "−8.11"]
+    assert "one standard error of an accuracy is about 0.46 points here" in " ".join(page.texts)
+
+
+def test_without_errors_nothing_is_red_and_no_error_is_explained(result: DemoResult) -> None:
+    rows = tuple(dataclasses.replace(row, change_error=None, ms_per_image=None) for row in result.rows)
+    text = render_html(dataclasses.replace(result, rows=rows, layers=()))
+    assert 'class="drop"' not in text and "±" not in text and "one thread" not in text
+
+
+def test_time_says_how_it_was_taken(page: Page) -> None:
+    assert sum("one thread, batches of up to 32 images" in text for text in page.texts) == 2  # card and table
+
+
+def test_cut_off_stands_in_the_legend_only_where_something_is_cut(result: DemoResult, text: str) -> None:
+    assert text.count("cut off by the chosen range") == 1, "activations only: the chosen range of weights cuts nothing"
+    weights = tuple(layer for layer in result.layers if layer.kind == "weight")
+    only = render_html(dataclasses.replace(result, layers=weights))
+    assert "cut off by" not in only and "chosen, widest channel" in only and "(widest channel)" in only
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["W8A8"], "W8A8"),
+        (["W8A8", "W4A4"], "W8A8 and W4A4"),
+        (["W8A8", "W4A8", "W8A8, readable kernels"], "W8A8, W4A8 and W8A8 (readable kernels)"),
+    ],
+)
+def test_the_verdict_lists_the_nets(passing: DemoResult, names: list[str], listed: str) -> None:
+    certificates = dict.fromkeys(names, passing.certificates["W8A8"])
+    texts = " ".join(Page(render_html(dataclasses.replace(passing, layers=(), certificates=certificates))).texts)
+    assert f"In {listed}, every parameter and every layer's output are the same integers" in texts
+
+
 def test_command_versions_and_times(result: DemoResult, page: Page) -> None:
     assert result.command in page.texts and set(result.versions.values()) <= set(page.texts)
     assert {"14.9 s", "25.8 s"} <= set(page.texts)

@@ -20,6 +20,7 @@ def test_holds_the_data(result: DemoResult) -> None:
     assert made["schema"] == SCHEMA == "labkit.report/1"
     assert [row["accuracy"] for row in made["rows"]] == [row.accuracy for row in result.rows]
     assert made["rows"][-1]["change"] == pytest.approx(62.03 - 70.14) and made["rows"][0]["change"] is None
+    assert [row["change_error"] for row in made["rows"]] == [None, 0.09, 0.12, None, 0.31, 0.11, 0.1, 0.35, 0.41]
     assert [layer["name"] for layer in made["layers"]] == [layer.name for layer in result.layers]
     for written, layer in zip(made["layers"], result.layers, strict=True):
         assert np.array_equal(written["histogram"]["counts"], layer.histogram.counts)

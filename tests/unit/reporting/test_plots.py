@@ -99,7 +99,7 @@ def test_missing_and_absent_ratios_leave_gaps(result: DemoResult) -> None:
     rows = of_kind(result, "activation")
     rows[1] = dataclasses.replace(rows[1], sqnr_db={"W8A8": float("nan"), "W4A8": -3.0})
     assert "W4A4" in texts(plots.error_curve(rows, "e"))
-    assert "-3.0" in texts(plots.sqnr_bars(rows, "s", "t"))
+    assert "−3.0" in texts(plots.sqnr_bars(rows, "s", "t"))
     bare = [dataclasses.replace(row, sqnr_db={}) for row in rows]
     assert plots.configurations(bare) == []
     assert ET.fromstring(plots.error_curve(bare, "e")) is not None

@@ -10,6 +10,7 @@ from labkit.reporting.results import AccuracyRow, DemoResult
 from labkit.reporting.summary import (
     change,
     headline_row,
+    is_clear,
     reference_row,
     short_count,
     short_milliseconds,
@@ -26,13 +27,16 @@ def printed(renderable: RenderableType, width: int) -> list[str]:
     return [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
 
 
-def test_wide_table_holds_every_number_of_every_row(result: DemoResult) -> None:
-    lines = printed(accuracy_table(result, 120), 120)
+@pytest.mark.parametrize("width", [100, 110, 120])
+def test_wide_table_holds_every_number_of_every_row(result: DemoResult, width: int) -> None:
+    lines = printed(accuracy_table(result, width), width)
     for row in result.rows:
         expected = [*row.label.split(), f"{row.weight_bits}/{row.activation_bits}", f"{row.accuracy:.2f}"]
         points = change(result.rows, row)
-        expected += ["reference" if points is None else signed_points(points)]
-        expected += short_size(row.size_bytes).split() + short_count(row.macs).split() + short_count(row.bops).split()
+        expected += ["ref." if points is None else signed_points(points)]
+        expected += [] if row.change_error is None else [f"{row.change_error:.2f}"]
+        expected += short_size(row.size_bytes).split() + (short_count(row.macs).split() if width >= 110 else [])
+        expected += short_count(row.bops).split()
         expected += [f"{row.ms_per_image:.3g}"] if row.ms_per_image else []
         assert expected in [line.split() for line in lines], row.label
 
@@ -46,6 +50,23 @@ def test_narrow_table_keeps_each_row_in_80_columns_and_names_the_macs_below(resu
         word for line in lines for word in line.split() if word.count(".") == 1 and len(word) == 5 and word[0] in "567"
     ]
     assert not any("…" in line for line in lines), "a cell was cut"
+    assert not any("s.e." in line or "0.35" in line for line in lines), "the errors need the room of a wide terminal"
+
+
+def test_only_changes_of_more_than_two_errors_are_coloured(result: DemoResult) -> None:
+    reference, w4a8 = result.rows[0], result.rows[-2]
+    assert change(result.rows, w4a8) == pytest.approx(-0.67)
+    for error, points, clear, colour in [
+        (0.35, -0.67, False, ""),
+        (0.25, -0.67, True, "red"),
+        (0.25, 0.67, True, "green"),
+        (None, -20.0, False, ""),
+        (0.0, 0.0, False, ""),
+    ]:
+        row = dataclasses.replace(w4a8, accuracy=reference.accuracy + points, change_error=error)
+        assert is_clear((reference, row), row) is clear
+        table = accuracy_table(dataclasses.replace(result, rows=(reference, row)), 120)
+        assert list(table.columns[3].cells)[-1].style == colour  # type: ignore[union-attr]
 
 
 def test_sections_follow_each_other_under_their_names(result: DemoResult) -> None:
