@@ -118,7 +118,11 @@ def test_root_may_open_jupyter(
 def test_make_lab_passes_options_on(opened: list[tuple[Path, list[str]]], monkeypatch: pytest.MonkeyPatch) -> None:
     for options, expected in (([], []), (["--no-browser", "--port", "1"], ["--no-browser", "--port", "1"])):
         asked = ["make", "--dry-run", "lab", f"LAB_OPTIONS={' '.join(options)}"]
-        shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        # `make test VENV=...` hands its options down to every make that it starts: this one shall see none of them.
+        alone = {
+            name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKEOVERRIDES", "VENV")
+        }
+        shown = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True, env=alone).stdout
         (words,) = [line.split()[1:] for line in shown.splitlines() if line.startswith(".venv/bin/labkit ")]
         opened.clear()
         monkeypatch.setattr("labkit.cli.lab._fill", lambda folder: None)
