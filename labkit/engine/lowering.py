@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from functools import singledispatch
-
 import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.requantize import Requantizer
+from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.plan import TABLES, Buffer, Place, Plan, Route, Step
-from labkit.errors import UnsupportedOperation
 from labkit.graph import int_ops
-from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntNode
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast import conv3x3, direct, elementwise, pool, winograd
@@ -30,7 +27,7 @@ from labkit.kernels.fast.packing import (
 )
 from labkit.kernels.fast.requantize import REQUANTIZE, REQUANTIZE_VECTORS, Patch, multiplier_tables
 
-__all__ = ["lower"]
+__all__: list[str] = []  # it registers its functions with `engine.dispatch`
 
 _INT16 = 2  # bytes
 _LARGEST_ACTIVATION = np.array([255])  # in magnitude, zero point subtracted
@@ -41,33 +38,17 @@ _LARGE_WEIGHTS = 1 << 20
 _FEW_TILES = 24
 
 
-def lower(plan: Plan, node: IntNode) -> None:
-    """Give ``node`` a place in ``plan`` and add its kernel calls.
-
-    Raises
-    ------
-    UnsupportedOperation
-        The fast kernels do not serve its shape.
-    """
-    _lower(node.op, plan, node)
-
-
-@singledispatch
-def _lower(op: IntOp, plan: Plan, node: IntNode) -> None:
-    raise _unsupported(node, f"there is no kernel for {type(op).__name__}")
-
-
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Quantize, plan: Plan, node: IntNode) -> None:
     plan.new_place(node)  # `run` fills it from the caller's array
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Dequantize, plan: Plan, node: IntNode) -> None:
     pass  # `run` reads the place of its input into the returned array
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     weights = _centred(op, plan, node)
@@ -87,10 +68,10 @@ def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
     _multiply(plan, node, x, y, filled.reshape(weights.shape[0], len(runs), -1), runs, windows)
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Linear, plan: Plan, node: IntNode) -> None:
     if len(node.output.shape) != 1:
-        raise _unsupported(node, f"a Linear layer puts out one row of numbers for each image, not {node.output.shape}")
+        raise unsupported(node, f"a Linear layer puts out one row of numbers for each image, not {node.output.shape}")
     x, y = plan.source(node), plan.new_place(node)
     height, width, lanes = plan.buffers[x.buffer].shape
     stored = (height, width, lanes, *x.corner)
@@ -99,20 +80,20 @@ def _(op: int_ops.Linear, plan: Plan, node: IntNode) -> None:
     _multiply(plan, node, x, y, weights[:, None, :], np.zeros(1, np.int64), windows)
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.MaxPool2d, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     for axis, (size, results) in enumerate(zip(x.image[1:], y.image[1:], strict=True)):
         starts = np.arange(results) * op.stride[axis] - op.padding[axis][0]
         taps = starts[:, None] + np.arange(op.kernel[axis]) * op.dilation[axis]
         if not np.all(np.any((taps >= 0) & (taps < size), axis=1)):
-            raise _unsupported(node, "a window of this pooling lies wholly in the padding and has no largest element")
+            raise unsupported(node, "a window of this pooling lies wholly in the padding and has no largest element")
     windows = Windows(*y.image[1:], *op.stride, -op.padding[0][0], -op.padding[1][0], *y.corner)
     constants = (x.image[1:], tuple(x.corner), direct.Taps(*op.kernel, *op.dilation), windows)
     plan.steps.append(Step(node.name, pool.max_pool2d, (x.buffer, y.buffer), constants))
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.AveragePool2d, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     sums = _sums_buffer(plan, y)
@@ -122,7 +103,7 @@ def _(op: int_ops.AveragePool2d, plan: Plan, node: IntNode) -> None:
     _requantize_sums(plan, node, sums, op.requantizer, np.zeros(x.image[0], np.int32))
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Add, plan: Plan, node: IntNode) -> None:
     a, b, y = plan.source(node, 0), plan.source(node, 1), plan.new_place(node)
     clamp = (int(op.clamp[0]) - op.zero_point, int(op.clamp[1]) - op.zero_point)
@@ -135,7 +116,7 @@ def _(op: int_ops.Add, plan: Plan, node: IntNode) -> None:
     plan.steps.append(Step(node.name, elementwise.add, buffers, constants))
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Concat, plan: Plan, node: IntNode) -> None:
     y = plan.new_place(node)
     first = 0
@@ -146,13 +127,13 @@ def _(op: int_ops.Concat, plan: Plan, node: IntNode) -> None:
         first += x.image[0]
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Requantize, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     _requantize(plan, node, x.buffer, op.requantizer, np.zeros(x.image[0], np.int32), _patch(x, y))
 
 
-@_lower.register
+@lower_op.register
 def _(op: int_ops.Flatten, plan: Plan, node: IntNode) -> None:
     x = plan.source(node)
     if x.image[1:] == (1, 1) or all(isinstance(c.op, int_ops.Linear) for c in plan.consumers[node.name]):
@@ -343,9 +324,3 @@ def _requantize(
         patch,
     )
     plan.steps.append(Step(node.name, REQUANTIZE[requantizer.rule], buffers, plain))
-
-
-def _unsupported(node: IntNode, why: str) -> UnsupportedOperation:
-    return UnsupportedOperation(
-        f"{node.name}: {why}. The fast kernels do not serve this; run the net with the reference kernels instead."
-    )

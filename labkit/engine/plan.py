@@ -66,11 +66,15 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tensor lies: the number of a buffer, the size (C, H, W) of the image and the corner where it starts."""
+    """Where a tensor lies: the number of a buffer, the size (C, H, W) of the image and the corner where it starts.
+
+    zero : the number in the buffer that stands for real 0, with which its border is filled
+    """
 
     buffer: int
     image: tuple[int, int, int]
     corner: Corner
+    zero: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-from labkit.engine.lowering import lower
+from labkit.engine import lowering  # noqa: F401 (registers)
+from labkit.engine.dispatch import lower
 from labkit.engine.memory import share_memory
 from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Route
 from labkit.graph import int_ops
