@@ -163,3 +163,47 @@ def add(a, b, *, zero_points, multipliers, shift, output_zero_point, low, high):
     """One element of a residual addition: both inputs scaled exactly, summed, rounded once, ties up."""
     total = (a - zero_points[0]) * multipliers[0] + (b - zero_points[1]) * multipliers[1]
     return clamp(half_up(Fraction(total, 2**shift)) + output_zero_point, low, high)
+
+
+def multiply(a, b, *, zero_points):
+    """One product of two integers, zero points subtracted: what is requantized."""
+    return (a - zero_points[0]) * (b - zero_points[1])
+
+
+def pad(x, *, padding, zero_point):
+    """Each image [h][w] of ``x`` [n][c] with the integer ``zero_point`` around it."""
+    (top, bottom), (left, right) = padding
+
+    def one(channel):
+        width = left + len(channel[0]) + right
+        rows = [[zero_point] * left + row + [zero_point] * right for row in channel]
+        return [[zero_point] * width for _ in range(top)] + rows + [[zero_point] * width for _ in range(bottom)]
+
+    return [[one(channel) for channel in image] for image in x]
+
+
+def exponential(value):
+    """exp of an exact fraction that is not positive, to within 2**-200: its power series after halving it ten times."""
+    step, total, term = Fraction(value) / 2**10, Fraction(0), Fraction(1)
+    for k in range(1, 60):
+        total, term = total + term, term * step / k
+    for _ in range(10):
+        total = Fraction(floor(total * total * 2**220), 2**220)
+    return total
+
+
+def softmax(row, *, table, bits, zero_point, low, high):
+    """One group of a softmax: exact shares of the exponentials of ``table``, rounded to steps of 2**-bits, ties up."""
+    powers = [table[max(row) - value] for value in row]
+    return [clamp(half_up(Fraction(power, sum(powers)) * 2**bits) + zero_point, low, high) for power in powers]
+
+
+def argmax(row):
+    """The index of the largest element, the lowest where there are several."""
+    return min(i for i, value in enumerate(row) if value == max(row))
+
+
+def adaptive_window(size, positions, i):
+    """The elements of window ``i``: all that touch the part [i, i + 1) * size / positions of the axis."""
+    start, stop = Fraction(i * size, positions), Fraction((i + 1) * size, positions)
+    return [k for k in range(size) if k + 1 > start and k < stop]

@@ -29,7 +29,7 @@ from torch import nn
 import labkit
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.errors import LabkitError
-from labkit.frontends import torch_fx
+from labkit.frontends import torch_calls, torch_fx
 from labkit.graph import float_ops, int_ops
 from labkit.quantization import pipeline, plan, ranges
 
@@ -69,8 +69,8 @@ def page() -> str:
         "of bits, and under every rule with equal bits, for unsigned activations with a zero point and for signed "
         "symmetric ones. *Reference* is the readable tier. The *Numba* tier counts only where it gives the same integers.",
         _table(("operation", "weight bits", "activation bits", "rounding rules", "reference", "Numba"), _operations()),
-        "Max-pool and flatten move integers and keep their scale. Add rounds once, ties up, at its own shift. Quantize "
-        "and Dequantize are the borders to real numbers.",
+        "Max-pool, flatten, pad, reshape and transpose move integers and keep their scale. Add and softmax round once, ties "
+        "up, by themselves. ArgMax puts out int32 positions. Quantize and Dequantize are the borders to real numbers.",
         "## Rounding rules",
         "Each requantizer names its rule (`labkit.arithmetic.requantize.RoundingRule`). `labkit.quantize` makes nets "
         f"with {_rule_of_quantize()}.",
@@ -191,10 +191,10 @@ def _options() -> Rows:
 
 def _front_end() -> Rows:
     found: list[tuple[str, nn.Module]] = []
-    for kind in torch_fx._MODULES:
+    for kind in torch_calls.MODULES:
         name = "`nn.ReLU6`, `nn.Hardtanh(0, 6)`" if kind is nn.Hardtanh else f"`nn.{kind.__name__}`"
         found.append((name, named(*MODULES[kind]())))
-    for target in [*torch_fx._FUNCTIONS, *torch_fx._METHODS]:
+    for target in [*torch_calls.FUNCTIONS, *torch_calls.METHODS]:
         module = with_call(CALLS[target])
         traced = [node.target for node in torch_fx.trace_module(module, images().shape[1:]).graph.nodes]
         if target not in traced and TRACED_AS.get(target) not in traced:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.arithmetic.softmax import exponential_table
 from labkit.errors import LabkitError
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
@@ -21,7 +22,7 @@ __all__ = ["BITS", "REQUANTIZES", "WEIGHTED", "Case", "cases", "one_node", "qpar
 
 BITS = range(1, 9)
 WEIGHTED = {"Conv2d", "Linear"}
-REQUANTIZES = {"Conv2d", "Linear", "AveragePool2d", "Concat", "Requantize"}
+REQUANTIZES = {"Conv2d", "Linear", "AveragePool2d", "AdaptiveAveragePool2d", "Multiply", "Concat", "Requantize"}
 
 _NONE, _ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
@@ -98,6 +99,19 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
             case "Add":
                 multipliers = np.array([2**29, 2**28 + 1], np.int32)
                 return int_ops.Add(multipliers, 30, zero_point, clamp), shape, other, 2
+            case "AdaptiveAveragePool2d":
+                return int_ops.AdaptiveAveragePool2d((4, 5), requantizer(0.2)), (4, 4, 5), other, 1
+            case "Multiply":
+                return int_ops.Multiply(requantizer(1 / spec.qmax)), shape, other, 2
+            case "Pad":
+                return int_ops.Pad(((1, 0), (2, 1))), (4, 7, 9), x.params, 1
+            case "Reshape":
+                return int_ops.Reshape((12, 12)), (12, 12), x.params, 1
+            case "Transpose":
+                return int_ops.Transpose((2, 0, 1)), (6, 4, 6), x.params, 1
+            case "Softmax":
+                softmax = int_ops.Softmax(0, exponential_table(1 / spec.qmax), 7, zero_point, clamp)
+                return softmax, shape, qparams(2.0**-7, zero_point), 1
             case "Concat":
                 return int_ops.Concat((requantizer(0.7), requantizer(0.6))), (8, 6, 6), other, 2
             case "Requantize":
@@ -107,7 +121,9 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
         raise SystemExit(f"There is no example of {name} yet: add one here.")
 
     nodes = [IntNode("x", int_ops.Quantize(shape), (), x)]
-    if name != "Quantize":
+    if name == "ArgMax":
+        nodes.append(IntNode("y", int_ops.ArgMax(0, False), ("x",), Tensor((6, 6), None, None, is_index=True)))
+    elif name != "Quantize":
         op, size, params, inputs = made()
         nodes.append(IntNode("y", op, ("x",) * inputs, Tensor(size, None if params is None else spec, params)))
     return IntGraph(tuple(nodes), (nodes[-1].name,))

@@ -65,12 +65,17 @@ def _conv(**options: Any) -> nn.Module:
     return nn.Conv2d(3, 4, 3, **options)
 
 
+def _sequences() -> tuple[nn.Module, nn.Module]:
+    return nn.Flatten(2), nn.Conv1d(3, 4, 3)
+
+
 def _flat() -> tuple[nn.Module, nn.Module]:
     return nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 6)
 
 
 MODULES: dict[Any, Callable[[], tuple[nn.Module, ...]]] = {
     nn.Conv2d: lambda: (_conv(),),
+    nn.Conv1d: _sequences,
     nn.Linear: _flat,
     nn.BatchNorm2d: lambda: (_conv(), nn.BatchNorm2d(4)),
     nn.BatchNorm1d: lambda: (*_flat(), nn.BatchNorm1d(6)),
@@ -80,6 +85,18 @@ MODULES: dict[Any, Callable[[], tuple[nn.Module, ...]]] = {
     nn.AvgPool2d: lambda: (nn.AvgPool2d(2),),
     nn.AdaptiveAvgPool2d: lambda: (nn.AdaptiveAvgPool2d(1),),
     nn.AdaptiveMaxPool2d: lambda: (nn.AdaptiveMaxPool2d(2),),
+    nn.MaxPool1d: lambda: (*_sequences(), nn.MaxPool1d(2)),
+    nn.AvgPool1d: lambda: (*_sequences(), nn.AvgPool1d(2)),
+    nn.AdaptiveAvgPool1d: lambda: (*_sequences(), nn.AdaptiveAvgPool1d(1)),
+    nn.AdaptiveMaxPool1d: lambda: (*_sequences(), nn.AdaptiveMaxPool1d(1)),
+    nn.ZeroPad2d: lambda: (nn.ZeroPad2d((1, 0, 2, 1)),),
+    nn.ZeroPad1d: lambda: (*_sequences(), nn.ZeroPad1d(1)),
+    nn.ConstantPad2d: lambda: (nn.ConstantPad2d(1, 0.0),),
+    nn.ConstantPad1d: lambda: (*_sequences(), nn.ConstantPad1d((0, 2), 0.0)),
+    nn.Unflatten: lambda: (_conv(), nn.Unflatten(1, (2, 2))),
+    nn.Softmax: lambda: (_conv(), nn.Softmax(1)),
+    nn.Softmax2d: lambda: (_conv(), nn.Softmax2d()),
+    nn.Dropout1d: lambda: (*_sequences(), nn.Dropout1d()),
     nn.Flatten: lambda: (nn.Flatten(),),
     nn.Dropout: lambda: (_conv(), nn.Dropout()),
     nn.Dropout2d: lambda: (_conv(), nn.Dropout2d()),
@@ -94,6 +111,21 @@ CALLS: dict[Any, Callable[[Any], Any]] = {
     F.avg_pool2d: lambda x: F.avg_pool2d(x, 2),
     F.adaptive_avg_pool2d: lambda x: F.adaptive_avg_pool2d(x, 1),
     F.adaptive_max_pool2d: lambda x: F.adaptive_max_pool2d(x, 2),
+    F.max_pool1d: lambda x: F.max_pool1d(x.flatten(2), 2),
+    F.avg_pool1d: lambda x: F.avg_pool1d(x.flatten(2), 2),
+    F.adaptive_avg_pool1d: lambda x: F.adaptive_avg_pool1d(x.flatten(2), 4),
+    F.adaptive_max_pool1d: lambda x: F.adaptive_max_pool1d(x.flatten(2), 4),
+    F.pad: lambda x: F.pad(x, (1, 0, 0, 2)),
+    torch.squeeze: lambda x: torch.squeeze(F.max_pool2d(x, (1, SIDE)), 3),
+    torch.unsqueeze: lambda x: torch.unsqueeze(x, 2),
+    torch.permute: lambda x: torch.permute(x, (0, 2, 3, 1)),
+    torch.transpose: lambda x: torch.transpose(x, 1, 2),
+    torch.mul: lambda x: torch.mul(x, F.relu(x)),
+    operator.mul: lambda x: x * F.relu(x),
+    operator.imul: lambda x: _multiplied_in_place(F.relu(x), x),
+    F.softmax: lambda x: F.softmax(x, dim=1),
+    torch.softmax: lambda x: torch.softmax(x, -1),
+    torch.argmax: lambda x: torch.argmax(x, 1),
     F.dropout: lambda x: F.dropout(x, training=False),
     torch.flatten: lambda x: torch.flatten(x, 1),
     torch.reshape: lambda x: torch.reshape(x, (x.size(0), -1)),
@@ -111,9 +143,20 @@ CALLS: dict[Any, Callable[[Any], Any]] = {
     "mean": lambda x: x.mean((2, 3), keepdim=True),
     "add": lambda x: x.add(F.relu(x)),
     "add_": lambda x: F.relu(x).add_(x),
+    "squeeze": lambda x: F.max_pool2d(x, (SIDE, 1)).squeeze(2),
+    "unsqueeze": lambda x: x.unsqueeze(-1),
+    "permute": lambda x: x.permute(0, 3, 1, 2),
+    "transpose": lambda x: x.transpose(2, 3),
+    "mul": lambda x: x.mul(F.relu(x)),
+    "mul_": lambda x: F.relu(x).mul_(x),
+    "softmax": lambda x: x.softmax(1),
+    "argmax": lambda x: x.argmax(dim=1, keepdim=True),
     "contiguous": lambda x: x.contiguous(),
 }
-TRACED_AS = {operator.iadd: operator.add}  # torch.fx itself may record the one as the other
+TRACED_AS = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+}  # torch.fx itself may record the one as the other
 
 FORMS: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
     "convolution with a stride of 2": lambda: (_conv(stride=2),),
@@ -129,6 +172,11 @@ FORMS: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
     "max-pool with a dilation of 2": lambda: (nn.MaxPool2d(2, dilation=2),),
     "max-pool with `ceil_mode`": lambda: (nn.MaxPool2d(3, 2, ceil_mode=True),),
     "average pool with padding that counts": lambda: (nn.AvgPool2d(3, 2, padding=1),),
+    "adaptive average pool to a size that does not divide": lambda: (nn.AdaptiveAvgPool2d((3, 5)),),
+    "zeros on one side, then a convolution": lambda: (nn.ZeroPad2d((1, 0, 1, 0)), _conv(stride=2)),
+    "convolution of sequences with a stride of 2": lambda: (nn.Flatten(2), nn.Conv1d(3, 4, 5, stride=2, padding=2)),
+    "depthwise convolution of sequences": lambda: (nn.Flatten(2), nn.Conv1d(3, 3, 3, groups=3)),
+    "batch norm of sequences": lambda: (*_sequences(), nn.BatchNorm1d(4)),
     "linear layer after linear layer": lambda: (*_flat(), nn.ReLU(), nn.Linear(6, 3)),
 }
 
@@ -152,11 +200,17 @@ def mistakes() -> dict[str, Callable[[], Any]]:
         "padding with the image's own edge": quantized(_conv(padding=1, padding_mode="reflect")),
         "average pooling over a partial window": quantized(nn.AvgPool2d(3, ceil_mode=True)),
         "average pooling that leaves its padding out": quantized(nn.AvgPool2d(2, padding=1, count_include_pad=False)),
-        "adaptive pooling to a size that does not divide": quantized(nn.AdaptiveAvgPool2d(3)),
+        "adaptive max-pooling to a size that does not divide": quantized(nn.AdaptiveMaxPool2d(3)),
+        "adaptive pooling to a larger size": quantized(nn.AdaptiveAvgPool2d(9)),
         "a linear layer over images": quantized(nn.Linear(SIDE, 4)),
         "flat batch norm that follows no linear layer": quantized(nn.Flatten(), nn.BatchNorm1d(3 * SIDE * SIDE)),
-        "a reshape that is no flattening": called(lambda x: x.view(-1, 2, SIDE, SIDE)),
+        "a reshape that changes the batch axis": called(lambda x: x.view(-1, 2, SIDE, SIDE)),
         "a mean over other axes": called(lambda x: x.mean(1, keepdim=True)),
+        "a permutation of the batch axis": called(lambda x: x.permute(1, 0, 2, 3)),
+        "multiplying by a constant": called(lambda x: x * 2),
+        "padding with something else than 0": called(lambda x: F.pad(x, (1, 1), value=1.0)),
+        "a softmax over the images": called(lambda x: F.softmax(x, 0)),
+        "computing with an index": called(lambda x: x + x.argmax(1, keepdim=True)),
         "adding a constant": called(lambda x: x + 1),
         "a sum that stretches one tensor": called(lambda x: x + F.adaptive_avg_pool2d(x, 1)),
         "joining along another axis": called(lambda x: torch.cat([x, x], 2)),
@@ -179,6 +233,11 @@ def mistakes() -> dict[str, Callable[[], Any]]:
 
 def _added_in_place(a: Any, b: Any) -> Any:
     a += b
+    return a
+
+
+def _multiplied_in_place(a: Any, b: Any) -> Any:
+    a *= b
     return a
 
 

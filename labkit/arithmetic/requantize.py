@@ -115,9 +115,19 @@ class Requantizer:
         BoundError
             A sum does not fit int32.
         """
+        return np.clip(self.before_clamp(accumulator, axis), *self.clamp).astype(np.int32)
+
+    def before_clamp(self, accumulator: NDArray[np.integer], axis: int = 1) -> NDArray[np.int64]:
+        """What `apply` clamps: int64 of the shape of ``accumulator``, zero point added; ``axis`` as there.
+
+        Raises
+        ------
+        BoundError
+            A sum does not fit int32.
+        """
         inside = self.zero_point if self.zero_point_inside else 0
         rounded = scale_and_round(accumulator, self.multiplier, self.rule, axis, inside)
-        return np.clip(rounded + (self.zero_point - inside), *self.clamp).astype(np.int32)
+        return rounded + (self.zero_point - inside)
 
 
 def scale_and_round(

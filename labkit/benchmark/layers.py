@@ -52,9 +52,9 @@ def layer_rates(name: str, graph: IntGraph, batch: NDArray[np.float32]) -> list[
         if index > 2 and time.monotonic() - started > _SECONDS:
             break
         spent: dict[str, int] = defaultdict(int)
-        for node, kernel, arguments in calls:
+        for node, kernel, whole, arguments in calls:
             begun = time.perf_counter_ns()
-            kernel(count, *arguments)
+            kernel(*whole, count, *arguments)
             spent[node] += time.perf_counter_ns() - begun
         for node, nanoseconds in spent.items():
             seconds[node].append(nanoseconds / 1e9)

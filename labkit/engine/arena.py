@@ -6,6 +6,7 @@ only the arrays that it returns. A trace has an arena of its own, in which every
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -30,7 +31,7 @@ class Arena:
 
     buffers : one array [capacity, height, width, channels] for each of ``prepared.buffers``, scratch as it is
     bytes : of all memory
-    calls : (node, kernel, arguments after the number of images) in running order
+    calls : (node, kernel, part and parts, arguments after the number of images) in running order
     """
 
     def __init__(self, prepared: Prepared, capacity: int, keeps_all: bool) -> None:
@@ -42,14 +43,17 @@ class Arena:
             shape = (capacity, *buffer.shape) if buffer.is_per_image else buffer.shape
             size = int(np.prod(shape)) * np.dtype(buffer.dtype).itemsize
             self.buffers.append(memory[slot][:size].view(buffer.dtype).reshape(shape))
+            if buffer.zero and any(buffer.border):
+                self.buffers[-1][...] = buffer.zero
         self.bytes = sum(sizes)
         tables = aligned_zeros((2, BLOCK), np.int64)
-        self.calls: list[tuple[str, Callable[..., int], tuple[Any, ...]]] = []
+        self.calls: list[tuple[str, Callable[..., int], tuple[int, ...], tuple[Any, ...]]] = []
         for step in prepared.steps:
             kernel = step.kernel_for_one if capacity == 1 and step.kernel_for_one else step.kernel
             given = tuple(tables if number == TABLES else self.buffers[number] for number in step.buffers)
             arguments = (*given, *step.constants)
-            self.calls.append((step.node, entry_point(kernel, (capacity, *arguments)), arguments))
+            whole = (0, 1) if "parts" in inspect.signature(kernel.py_func).parameters else ()  # type: ignore[attr-defined]
+            self.calls.append((step.node, entry_point(kernel, (*whole, capacity, *arguments)), whole, arguments))
 
 
 def arena_for(prepared: Prepared, images: int, keeps_all: bool = False) -> Arena:

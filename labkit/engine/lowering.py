@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from labkit.arithmetic.affine import QuantSpec
 from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.requantize import Requantizer
 from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.plan import TABLES, Buffer, Place, Plan, Route, Step
+from labkit.engine.storage import centred_weights, dot_of
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast import conv3x3, direct, elementwise, pool, winograd
-from labkit.kernels.fast.conv import CONV2D, CONV2D_SUMS, LINEAR_ONE, Windows, byte_offsets
+from labkit.kernels.fast.conv import Windows, byte_offsets, conv2d_kernel, linear_one_kernel
 from labkit.kernels.fast.depthwise import DEPTHWISE, DEPTHWISE_SUMS, tap_offsets
 from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.packing import (
@@ -26,10 +28,10 @@ from labkit.kernels.fast.packing import (
     rounded_up,
 )
 from labkit.kernels.fast.requantize import REQUANTIZE, REQUANTIZE_VECTORS, Patch, multiplier_tables
+from labkit.kernels.fast.tile import LONGEST_NIBBLE_RUN, Dot
 
 __all__: list[str] = []  # it registers its functions with `engine.dispatch`
 
-_INT16 = 2  # bytes
 _LARGEST_ACTIVATION = np.array([255])  # in magnitude, zero point subtracted
 
 # From so many bytes of transformed weights on, and with fewer tiles than this to use them, reading F4's weights (8 bytes
@@ -51,7 +53,7 @@ def _(op: int_ops.Dequantize, plan: Plan, node: IntNode) -> None:
 @lower_op.register
 def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
-    weights = _centred(op, plan, node)
+    weights = centred_weights(op)
     windows = _windows(x, y, op.stride, op.padding)
     kernel = (weights.shape[2], weights.shape[3])
     if op.groups > 1:
@@ -62,7 +64,8 @@ def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
         _winograd(plan, node, x, y, weights, transform, windows)
         return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
-    runs = byte_offsets(kernel, op.dilation, buffer_w * lanes * _INT16, lanes * _INT16)
+    pixel = lanes * _itemsize(plan, x)
+    runs = byte_offsets(kernel, op.dilation, buffer_w * pixel, pixel)
     filled = np.zeros((weights.shape[0], *kernel, lanes), weights.dtype)
     filled[..., : x.image[0]] = weights.transpose(0, 2, 3, 1)
     _multiply(plan, node, x, y, filled.reshape(weights.shape[0], len(runs), -1), runs, windows)
@@ -75,7 +78,7 @@ def _(op: int_ops.Linear, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     height, width, lanes = plan.buffers[x.buffer].shape
     stored = (height, width, lanes, *x.corner)
-    weights = channels_first_order(_centred(op, plan, node), x.image, stored)
+    weights = channels_first_order(centred_weights(op), x.image, stored)
     windows = Windows(1, 1, 1, 1, 0, 0, *y.corner)
     _multiply(plan, node, x, y, weights[:, None, :], np.zeros(1, np.int64), windows)
 
@@ -100,14 +103,16 @@ def _(op: int_ops.AveragePool2d, plan: Plan, node: IntNode) -> None:
     windows = _windows(x, y, op.stride, op.padding)._replace(into_top=0, into_left=0)
     constants = (x.image[0], direct.Taps(*op.kernel, 1, 1), windows)
     plan.steps.append(Step(node.name, pool.average_sums, (x.buffer, sums), constants))
-    _requantize_sums(plan, node, sums, op.requantizer, np.zeros(x.image[0], np.int32))
+    surplus = np.full(x.image[0], x.zero * op.kernel[0] * op.kernel[1], np.int32)
+    _requantize_sums(plan, node, sums, op.requantizer, -surplus)
 
 
 @lower_op.register
 def _(op: int_ops.Add, plan: Plan, node: IntNode) -> None:
     a, b, y = plan.source(node, 0), plan.source(node, 1), plan.new_place(node)
     clamp = (int(op.clamp[0]) - op.zero_point, int(op.clamp[1]) - op.zero_point)
-    buffers, rest = (a.buffer, b.buffer, y.buffer), (clamp, b.corner, _patch(a, y))
+    buffers, zeros = (a.buffer, b.buffer, y.buffer), (a.zero, b.zero, y.zero)
+    rest = (clamp, zeros, b.corner, _patch(a, y))
     split = elementwise.split_multipliers(op.multipliers, int(op.shift))
     if split is not None:
         plan.steps.append(Step(node.name, elementwise.add_vectors, buffers, (*split, *rest)))
@@ -123,14 +128,14 @@ def _(op: int_ops.Concat, plan: Plan, node: IntNode) -> None:
     for index, requantizer in enumerate(op.requantizers):
         x = plan.source(node, index)
         patch = _patch(x, y)._replace(into_channel=first)
-        _requantize(plan, node, x.buffer, requantizer, np.zeros(x.image[0], np.int32), patch)
+        _requantize(plan, node, x.buffer, requantizer, np.full(x.image[0], -x.zero, np.int32), patch)
         first += x.image[0]
 
 
 @lower_op.register
 def _(op: int_ops.Requantize, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
-    _requantize(plan, node, x.buffer, op.requantizer, np.zeros(x.image[0], np.int32), _patch(x, y))
+    _requantize(plan, node, x.buffer, op.requantizer, np.full(x.image[0], -x.zero, np.int32), _patch(x, y))
 
 
 @lower_op.register
@@ -141,12 +146,6 @@ def _(op: int_ops.Flatten, plan: Plan, node: IntNode) -> None:
         return
     y = plan.new_place(node)
     plan.steps.append(Step(node.name, elementwise.copy_to_rows, (x.buffer, y.buffer), (_patch(x, y),)))
-
-
-def _centred(op: int_ops.Conv2d | int_ops.Linear, plan: Plan, node: IntNode) -> NDArray[np.int16]:
-    """The weights less their zero points; nine bits at the most."""
-    zero_point = op.weight.params.zero_point.reshape([-1] + [1] * (op.weight.values.ndim - 1))
-    return np.asarray(op.weight.values.astype(np.int16) - zero_point, np.int16)
 
 
 def _windows(x: Place, y: Place, stride: tuple[int, int], padding: Padding) -> Windows:
@@ -175,20 +174,21 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
         packed = np.ascontiguousarray(weights.transpose(0, 2, 3, 1))
         plain = (packed, op.groups, direct.Taps(*kernel, *op.dilation), into_sums)
         plan.steps.append(Step(node.name, direct.grouped_sums, (x.buffer, sums), plain))
-        _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+        _requantize_sums(plan, node, sums, op.requantizer, _bias(op, x, weights))
         return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
-    taps = tap_offsets(kernel, op.dilation, buffer_w * lanes * _INT16, lanes * _INT16)
+    pixel = lanes * _itemsize(plan, x)
+    taps = tap_offsets(kernel, op.dilation, buffer_w * pixel, pixel)
     panels = pack_taps(weights.reshape(weights.shape[0], -1))
     if _finishes_in_registers(plan, node, weights):
-        epilogue, clamp = pack_epilogue(op.bias, op.requantizer), _centred_clamp(op.requantizer)
-        fused = (panels, epilogue, taps, clamp, windows)
+        epilogue = pack_epilogue(_bias(op, x, weights), op.requantizer, offset=y.zero)
+        fused = (panels, epilogue, taps, _stored_clamp(op.requantizer, y.zero), windows)
         plan.steps.append(Step(node.name, DEPTHWISE[op.requantizer.rule], (x.buffer, y.buffer, TABLES), fused))
         return
     sums = _sums_buffer(plan, y)
     constants = (panels, NO_EPILOGUE, taps, (0, 0), into_sums)
     plan.steps.append(Step(node.name, DEPTHWISE_SUMS, (x.buffer, sums, TABLES), constants))
-    _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+    _requantize_sums(plan, node, sums, op.requantizer, _bias(op, x, weights))
 
 
 def _multiply(
@@ -203,17 +203,39 @@ def _multiply(
     """The tile over ``weights`` [O, runs, run length], finished in registers where the rule and the bounds allow it."""
     op = node.op
     assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
-    panels = pack_panels(weights)
+    if plan.buffers[x.buffer].dtype is np.int16:
+        dot = Dot.PAIRS
+    else:
+        dot = dot_of([way for way in (*plan.dots, Dot.QUADS) if way is not Dot.PAIRS], op, _grid(plan, node))
+    bias = _bias(op, x, weights)
+    if dot.sums_int16:
+        weights, runs = _in_short_runs(weights, runs)
+    panels = pack_panels(weights, dot.group)
     if not _finishes_in_registers(plan, node, weights):
         sums = _sums_buffer(plan, y)
-        constants = (panels, runs, windows._replace(into_top=0, into_left=0))
-        plan.steps.append(Step(node.name, CONV2D_SUMS[plan.registers], (x.buffer, sums, TABLES), constants))
-        _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+        constants = (panels, NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
+        kernel = conv2d_kernel(plan.registers, dot, panels.shape[0], None)
+        plan.steps.append(Step(node.name, kernel, (x.buffer, sums, TABLES), constants))
+        _requantize_sums(plan, node, sums, op.requantizer, bias)
         return
-    fused = (panels, pack_epilogue(op.bias, op.requantizer), runs, _centred_clamp(op.requantizer), windows)
-    way = plan.registers, op.requantizer.rule
-    for_one = LINEAR_ONE[way] if isinstance(op, int_ops.Linear) else None
-    plan.steps.append(Step(node.name, CONV2D[way], (x.buffer, y.buffer, TABLES), fused, for_one))
+    rule, clamp = op.requantizer.rule, _stored_clamp(op.requantizer, y.zero)
+    fused = (panels, pack_epilogue(bias, op.requantizer, plan.registers.lanes, y.zero), runs, clamp, windows)
+    kernel = conv2d_kernel(plan.registers, dot, panels.shape[0], rule)
+    for_one = linear_one_kernel(plan.registers, dot, rule) if isinstance(op, int_ops.Linear) else None
+    plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, TABLES), fused, for_one))
+
+
+def _in_short_runs(
+    weights: NDArray[np.integer], runs: NDArray[np.int64]
+) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
+    """The same products in runs of at most `LONGEST_NIBBLE_RUN` steps: ``weights`` [O, runs, length], ``runs`` [runs]."""
+    outputs, count, length = weights.shape
+    steps = -(-length // Dot.NIBBLES.group)
+    pieces = -(-steps // LONGEST_NIBBLE_RUN)
+    piece = -(-steps // pieces) * Dot.NIBBLES.group
+    filled = np.zeros((outputs, count, pieces * piece), weights.dtype)
+    filled[:, :, :length] = weights
+    return filled.reshape(outputs, count * pieces, piece), (runs[:, None] + piece * np.arange(pieces)).reshape(-1)
 
 
 def _transform_for(
@@ -225,22 +247,24 @@ def _transform_for(
     lanes = plan.buffers[x.buffer].shape[2]
     if weights.shape[2:] != (3, 3) or op.stride != (1, 1) or op.dilation != (1, 1) or lanes % CHANNELS:
         return None
-    low, high = _centred_grid(plan, node)
-    for transform in _preferred(plan.route, weights, y):
+    low, high = _stored_grid(plan, node, x)
+    for transform in _preferred(plan, node, weights, y):
         fits = min(y.image[1:]) >= transform.size
         if fits and winograd.is_exact(transform, weights, low, high):
             return transform
     return None
 
 
-def _preferred(route: Route, weights: NDArray[np.int16], y: Place) -> tuple[winograd.Transform, ...]:
+def _preferred(plan: Plan, node: IntNode, weights: NDArray[np.int16], y: Place) -> tuple[winograd.Transform, ...]:
     """The transforms in the order in which they are tried; after them the convolution is direct."""
-    if route is not Route.FASTEST:
-        return {Route.DIRECT: (), Route.F2: (winograd.F2,), Route.F4: (winograd.F4,)}[route]
+    if plan.route is not Route.FASTEST:
+        return {Route.DIRECT: (), Route.F2: (winograd.F2,), Route.F4: (winograd.F4,)}[plan.route]
+    if plan.dots[0] is Dot.QUADS_VNNI and node.inputs[0] in plan.in_bytes:
+        return ()  # four products of bytes a lane and instruction: more than the transform saves
     _, height, width = y.image
     size = winograd.F4.size
     tiles = -(-height // size) * -(-width // size)
-    bytes_of_planes = winograd.F4.points**2 * weights.shape[0] * weights.shape[1] * _INT16
+    bytes_of_planes = winograd.F4.points**2 * weights.shape[0] * weights.shape[1] * 2
     is_read_in_vain = bytes_of_planes > _LARGE_WEIGHTS and tiles < _FEW_TILES
     return (winograd.F2,) if is_read_in_vain else (winograd.F4, winograd.F2)
 
@@ -264,17 +288,31 @@ def _winograd(
     scratch = (plan.add_buffer(patches), plan.add_buffer(planes), TABLES)
     at_once = conv3x3.tiles_at_once(transform, lanes)
     if _finishes_in_registers(plan, node, weights):
-        epilogue, clamp = pack_epilogue(op.bias, op.requantizer), _centred_clamp(op.requantizer)
-        constants = (panels, epilogue, clamp, at_once, windows)
-        kernel = conv3x3.CONV3X3[plan.registers, transform, op.requantizer.rule]
+        epilogue = pack_epilogue(_bias(op, x, weights), op.requantizer, plan.registers.lanes, y.zero)
+        constants = (panels, epilogue, _stored_clamp(op.requantizer, y.zero), at_once, windows)
+        kernel = conv3x3.conv3x3_kernel(plan.registers, transform, op.requantizer.rule)
         plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, *scratch), constants))
         return
     sums = _sums_buffer(plan, y)
     constants = (panels, NO_EPILOGUE, (0, 0), at_once, windows._replace(into_top=0, into_left=0))
-    plan.steps.append(
-        Step(node.name, conv3x3.CONV3X3_SUMS[plan.registers, transform], (x.buffer, sums, *scratch), constants)
-    )
-    _requantize_sums(plan, node, sums, op.requantizer, op.bias)
+    kernel = conv3x3.conv3x3_kernel(plan.registers, transform, None)
+    plan.steps.append(Step(node.name, kernel, (x.buffer, sums, *scratch), constants))
+    _requantize_sums(plan, node, sums, op.requantizer, _bias(op, x, weights))
+
+
+def _itemsize(plan: Plan, x: Place) -> int:
+    return np.dtype(plan.buffers[x.buffer].dtype).itemsize
+
+
+def _bias(op: int_ops.Conv2d | int_ops.Linear, x: Place, weights: NDArray[np.integer]) -> NDArray[np.int32]:
+    """The bias less what the sums hold too much where 0 is stored as ``x.zero``: int32 modulo 2**32, as the sums are."""
+    surplus = x.zero * weights.astype(np.int64).reshape(weights.shape[0], -1).sum(axis=1)
+    return np.asarray(op.bias.astype(np.int64) - surplus).astype(np.int32)
+
+
+def _grid(plan: Plan, node: IntNode) -> QuantSpec:
+    """The grid of the input of ``node``."""
+    return plan.graph[node.inputs[0]].output.quantized[0]
 
 
 def _centred_grid(plan: Plan, node: IntNode) -> tuple[int, int]:
@@ -284,10 +322,16 @@ def _centred_grid(plan: Plan, node: IntNode) -> tuple[int, int]:
     return spec.qmin - zero_point, spec.qmax - zero_point
 
 
-def _centred_clamp(requantizer: Requantizer) -> tuple[int, int]:
-    """The clamp, zero point subtracted."""
+def _stored_grid(plan: Plan, node: IntNode, x: Place) -> tuple[int, int]:
+    """Lowest and highest input of ``node`` as it lies at ``x``."""
+    low, high = _centred_grid(plan, node)
+    return low + x.zero, high + x.zero
+
+
+def _stored_clamp(requantizer: Requantizer, zero: int) -> tuple[int, int]:
+    """The clamp where real 0 is stored as ``zero``."""
     low, high = requantizer.clamp
-    return int(low - requantizer.zero_point), int(high - requantizer.zero_point)
+    return int(low - requantizer.zero_point) + zero, int(high - requantizer.zero_point) + zero
 
 
 def _finishes_in_registers(plan: Plan, node: IntNode, weights: NDArray[np.integer]) -> bool:
@@ -306,11 +350,13 @@ def _requantize_sums(plan: Plan, node: IntNode, sums: int, requantizer: Requanti
 def _requantize(
     plan: Plan, node: IntNode, source: int, requantizer: Requantizer, bias: NDArray[np.int32], patch: Patch
 ) -> None:
-    buffers = (source, plan.places[node.name].buffer)
-    is_activation = plan.buffers[source].dtype is np.int16
-    lanes_left = plan.buffers[buffers[1]].shape[2] - patch.into_channel
+    y = plan.places[node.name]
+    buffers = (source, y.buffer)
+    is_activation = plan.buffers[source].dtype is not np.int32
+    lanes_left = plan.buffers[y.buffer].shape[2] - patch.into_channel
     if is_activation and rounded_up(patch.channels) <= lanes_left and epilogue_fits(requantizer, _LARGEST_ACTIVATION):
-        constants = (pack_epilogue(bias, requantizer), _centred_clamp(requantizer), patch)
+        epilogue = pack_epilogue(bias, requantizer, offset=y.zero)
+        constants = (epilogue, _stored_clamp(requantizer, y.zero), patch)
         plan.steps.append(Step(node.name, REQUANTIZE_VECTORS[requantizer.rule], buffers, constants))
         return
     zero_point = int(requantizer.zero_point)
@@ -320,6 +366,7 @@ def _requantize(
         *multiplier_tables(requantizer, patch.channels),
         zero_point if is_inside else 0,
         zero_point,
+        y.zero,
         (int(requantizer.clamp[0]), int(requantizer.clamp[1])),
         patch,
     )

@@ -14,7 +14,7 @@ def share_memory(
 ) -> tuple[int, ...]:
     """The number of a slot of memory for each of ``buffers``; no two that share one are needed at the same time.
 
-    Nobody writes the zeros of a border but the one who makes the memory, so that a buffer with a border only shares
+    Nobody writes a border but the one who makes the memory, so that a buffer with a border only shares
     with its like. Scratch only shares with scratch, because it does not grow with the number of images.
 
     Parameters
@@ -59,4 +59,4 @@ def slot_bytes(buffers: Sequence[Buffer], slots: Sequence[int], images: int) -> 
 
 
 def _kind(buffer: Buffer) -> Hashable:
-    return (buffer.shape, buffer.border) if any(buffer.border) else buffer.is_per_image
+    return (buffer.shape, buffer.border, buffer.dtype, buffer.zero) if any(buffer.border) else buffer.is_per_image

@@ -15,6 +15,8 @@ from labkit.kernels.kernel_set import KernelSet
 
 __all__ = ["run_nodes"]
 
+_WINDOWED = int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d | int_ops.AdaptiveAveragePool2d | int_ops.Pad
+
 
 def run_nodes(
     graph: IntGraph, inputs: Mapping[str, NDArray[np.float32]], kernels: KernelSet
@@ -29,7 +31,7 @@ def run_nodes(
 
     Returns
     -------
-    integer arrays in each tensor's own dtype, float32 after a Dequantize node
+    integer arrays in each tensor's own dtype, float32 after a Dequantize node, int32 after an ArgMax
 
     Raises
     ------
@@ -51,7 +53,10 @@ def run_nodes(
 def _compute(
     graph: IntGraph, node: IntNode, arrays: list[NDArray[np.generic]], kernels: KernelSet
 ) -> NDArray[np.generic]:
-    op, x = node.op, arrays[0]
+    op = node.op
+    if is_sequence := arrays[0].ndim == 3 and isinstance(op, _WINDOWED):
+        arrays = [array[:, :, None, :] for array in arrays]  # an image of height 1
+    x = arrays[0]
     specs = [tensor.quantized for tensor in graph.inputs_of(node)]
     zero_points = [int(params.zero_point) for _, params in specs]
     result: NDArray[np.generic]
@@ -78,7 +83,7 @@ def _compute(
             requantizer=op.requantizer,
         )
     elif isinstance(op, int_ops.MaxPool2d):
-        _, height, width = node.output.shape
+        height, width = (1, node.output.shape[1]) if is_sequence else node.output.shape[1:]
         result = kernels["max_pool2d"](
             x, kernel=op.kernel, stride=op.stride, padding=op.padding, dilation=op.dilation, output_size=(height, width)
         )
@@ -91,6 +96,10 @@ def _compute(
             padding=op.padding,
             requantizer=op.requantizer,
         )
+    elif isinstance(op, int_ops.AdaptiveAveragePool2d):
+        result = kernels["adaptive_average_pool2d"](
+            x, input_zero_point=zero_points[0], output_size=op.output_size, requantizer=op.requantizer
+        )
     elif isinstance(op, int_ops.Add):
         result = kernels["add"](
             x,
@@ -101,15 +110,33 @@ def _compute(
             output_zero_point=op.zero_point,
             clamp=op.clamp,
         )
+    elif isinstance(op, int_ops.Multiply):
+        result = kernels["multiply"](
+            x, arrays[1], zero_points=(zero_points[0], zero_points[1]), requantizer=op.requantizer
+        )
     elif isinstance(op, int_ops.Concat):
         result = kernels["concat"](arrays, zero_points=zero_points, requantizers=op.requantizers)
     elif isinstance(op, int_ops.Requantize):
         result = kernels["requantize"](x, input_zero_point=zero_points[0], requantizer=op.requantizer)
     elif isinstance(op, int_ops.Flatten):
         result = kernels["flatten"](x)
+    elif isinstance(op, int_ops.Pad):
+        result = kernels["pad"](x, padding=op.padding, zero_point=zero_points[0])
+    elif isinstance(op, int_ops.Reshape):
+        result = kernels["reshape"](x, shape=op.shape)
+    elif isinstance(op, int_ops.Softmax):
+        result = kernels["softmax"](
+            x, axis=op.axis, table=op.table, bits=op.bits, output_zero_point=op.zero_point, clamp=op.clamp
+        )
+    elif isinstance(op, int_ops.ArgMax):
+        result = kernels["argmax"](x, axis=op.axis, keepdims=op.keepdims)
+    elif isinstance(op, int_ops.Transpose):
+        result = kernels["transpose"](x, axes=op.axes)
     else:
         spec, params = specs[0]
         result = kernels["dequantize"](x, params, spec)
+    if is_sequence and np.ndim(result) == 4 and np.shape(result)[2] == 1:
+        result = np.asarray(result)[:, :, 0]
     return result
 
 
@@ -122,12 +149,14 @@ def _stored(node: IntNode, result: NDArray[np.generic], images: int) -> NDArray[
             f"Check the output size that it computes."
         )
     spec = node.output.spec
-    if spec is None:
-        return _read_only(array, np.dtype(np.float32))
+    if spec is None and not node.output.is_index:
+        return _read_only(array, node.output.dtype)
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(
             f"{node.name}: the kernel returned {array.dtype}, but integers are needed. Round and cast its result."
         )
+    if spec is None:
+        return _read_only(array, node.output.dtype)
     if array.size and (array.min() < spec.qmin or array.max() > spec.qmax):
         raise InputError(
             f"{node.name}: the kernel returned {array.min()}..{array.max()}, outside the grid {spec.qmin}..{spec.qmax}. "

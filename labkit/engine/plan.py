@@ -1,8 +1,9 @@
 """The parts of a prepared network: buffers, places in them, kernel calls, and the borders to real numbers.
 
-Inside the fast tier a tensor is int16 with its zero point subtracted, in the layout (N, H, W, C). Its buffer has a
-border of zeros as wide as the widest padding that a consumer asks for, and its producer writes straight into the
-interior. A tensor that is no image is one row of channels.
+Inside the fast tier a tensor lies in the layout (N, H, W, C): as bytes, from 0 for the lowest number of its grid on, or
+as int16 with its zero point subtracted; `storage` chooses. Its buffer has a border as wide as the widest padding that a
+consumer asks for, filled with what stands for real 0, and its producer writes straight into the interior. A tensor that
+is no image is one row of channels.
 """
 
 from __future__ import annotations
@@ -14,21 +15,22 @@ from typing import Any
 
 import numpy as np
 
+from labkit.engine.storage import tensors_in_bytes
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
-from labkit.kernels.fast.tile import Registers
+from labkit.kernels.fast.tile import Dot, Registers
 
-__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Route", "Step"]
+__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Route", "Step", "as_image"]
 
 TABLES = -1  # in Step.buffers: the arena's scratch table of addresses
 
 _DENSE_CHANNELS = 4  # an input image of few channels is stored without filling lanes: less to multiply by zero
 
 
-Number = type[np.int16] | type[np.int32]
+Number = type[np.uint8] | type[np.int16] | type[np.int32]
 
 
 class Route(Enum):
@@ -47,16 +49,17 @@ class Route(Enum):
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory for one tensor of each image: ``shape`` (height, width, channels) with its border; int16 or int32 sums.
+    """Memory for one tensor of each image: ``shape`` (height, width, channels) with its border; or int32 sums.
 
     Where not ``is_per_image`` it is scratch of any shape, which all images share.
-    ``border`` : rows and columns of zeros at its top, bottom, left and right.
+    ``border`` : rows and columns at its top, bottom, left and right that hold ``zero``.
     """
 
     shape: tuple[int, ...]
     dtype: Number
     is_per_image: bool = True
     border: tuple[int, int, int, int] = (0, 0, 0, 0)
+    zero: int = 0
 
     @property
     def bytes(self) -> int:
@@ -79,7 +82,7 @@ class Place:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One kernel call: ``kernel(images, *buffers, *constants)`` on behalf of ``node``.
+    """One kernel call: ``kernel(part, parts, images, *buffers, *constants)`` on behalf of ``node``.
 
     kernel : returns 0, or the number of elements that break the bounds of its rounding rule
     kernel_for_one : what to call instead where memory is for a single image
@@ -140,12 +143,17 @@ class Prepared:
 
 
 class Plan:
-    """What `prepare` has decided so far: ``buffers``, ``places`` by node and ``steps``."""
+    """What `prepare` has decided so far: ``buffers``, ``places`` by node and ``steps``.
 
-    def __init__(self, graph: IntGraph, route: Route, registers: Registers) -> None:
+    in_bytes : names of the nodes whose results are stored as bytes
+    """
+
+    def __init__(self, graph: IntGraph, route: Route, registers: Registers, dots: tuple[Dot, ...]) -> None:
         self.graph = graph
         self.route = route
         self.registers = registers
+        self.dots = dots
+        self.in_bytes = tensors_in_bytes(graph, dots)
         self.buffers: list[Buffer] = []
         self.places: dict[str, Place] = {}
         self.steps: list[Step] = []
@@ -161,29 +169,46 @@ class Plan:
 
     def new_place(self, node: IntNode) -> Place:
         """A buffer for the result of ``node``, with the border that its consumers need."""
-        channels, height, width = image = _as_image(node.output)
-        (top, bottom), (left, right) = self._border(node.name)
+        channels, height, width = image = as_image(node.output)
+        (top, bottom), (left, right) = self.border(node.name)
         is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= _DENSE_CHANNELS
         lanes = channels if is_small_input else rounded_up(channels)
         shape = (top + height + bottom, left + width + right, lanes)
-        buffer = self.add_buffer(Buffer(shape, np.int16, border=(top, bottom, left, right)))
-        self.places[node.name] = Place(buffer, image, Corner(top, left))
+        zero = 0
+        if in_bytes := node.name in self.in_bytes:
+            spec, params = node.output.quantized
+            zero = int(params.zero_point) - spec.qmin
+        buffer = Buffer(shape, np.uint8 if in_bytes else np.int16, border=(top, bottom, left, right), zero=zero)
+        self.places[node.name] = Place(self.add_buffer(buffer), image, Corner(top, left), zero)
         return self.places[node.name]
 
     def source(self, node: IntNode, index: int = 0) -> Place:
         """Where input ``index`` of ``node`` lies."""
         return self.places[node.inputs[index]]
 
-    def _border(self, name: str) -> Padding:
-        padded = int_ops.Conv2d | int_ops.AveragePool2d
-        paddings = [c.op.padding for c in self.consumers[name] if isinstance(c.op, padded)] or [((0, 0), (0, 0))]
-        top, bottom, left, right = (max(p[axis][side] for p in paddings) for axis in (0, 1) for side in (0, 1))
+    def border(self, name: str) -> Padding:
+        """The rows and columns of zeros that the consumers of the node ``name`` want around its result.
+
+        A Pad is not carried out where they are there already, so that it wants its own and what its consumers want.
+        """
+        wanted: list[Padding] = [((0, 0), (0, 0))]
+        for consumer in self.consumers[name]:
+            if isinstance(consumer.op, int_ops.Conv2d | int_ops.AveragePool2d):
+                wanted.append(consumer.op.padding)
+            elif isinstance(consumer.op, int_ops.Pad):
+                (top, bottom), (left, right) = self.border(consumer.name)
+                (above, below), (before, after) = consumer.op.padding
+                wanted.append(((top + above, bottom + below), (left + before, right + after)))
+        top, bottom, left, right = (max(p[axis][side] for p in wanted) for axis in (0, 1) for side in (0, 1))
         return (top, bottom), (left, right)
 
 
-def _as_image(tensor: Tensor) -> tuple[int, int, int]:
-    """The shape as (C, H, W); what is no image becomes one row of channels."""
+def as_image(tensor: Tensor) -> tuple[int, int, int]:
+    """The shape as (C, H, W): a sequence has height 1, and what is no image becomes one row of channels."""
     if len(tensor.shape) == 3:
         channels, height, width = tensor.shape
         return channels, height, width
+    if len(tensor.shape) == 2:
+        channels, width = tensor.shape
+        return channels, 1, width
     return int(np.prod(tensor.shape)), 1, 1

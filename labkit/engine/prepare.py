@@ -5,36 +5,45 @@ Everything that can be decided once is decided here; what is left for `run` is i
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
 
 import numpy as np
 
-from labkit.engine import lowering  # noqa: F401 (registers)
+from labkit.engine import lowering, lowering_more  # noqa: F401 (they register)
 from labkit.engine.dispatch import lower
 from labkit.engine.memory import share_memory
 from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Route
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
-from labkit.kernels.fast.tile import Registers, widest_registers
+from labkit.kernels.fast.tile import Dot, Registers, fastest_dots, widest_registers
 
-__all__ = ["Prepared", "Registers", "Route", "prepare"]
+__all__ = ["Dot", "Prepared", "Registers", "Route", "prepare"]
 
 LARGEST_CHUNK = 32  # images that run together, so that a weight is loaded once for several
 CACHED_BYTES = 1 << 20  # what a step reads and writes of them stays in the cache
 WEIGHTS_SHARE = 4  # or is at least a quarter of the network's weights, which each chunk reads once more
 
 
-def prepare(graph: IntGraph, *, route: Route = Route.FASTEST, registers: Registers | None = None) -> Prepared:
+def prepare(
+    graph: IntGraph,
+    *,
+    route: Route = Route.FASTEST,
+    registers: Registers | None = None,
+    dots: Sequence[Dot] | None = None,
+) -> Prepared:
     """Choose kernels and buffers for ``graph`` and pack its weights.
 
-    ``route`` of the 3x3 convolutions and the width of ``registers`` (by default the processor's) change no result.
+    ``route`` of the 3x3 convolutions, the width of ``registers`` and the ``dots`` by which tiles multiply, in the order
+    in which they are tried, change no result. By default they are what suits the processor.
 
     Raises
     ------
     UnsupportedOperation
         A node has a shape that the fast kernels do not serve, such as a Linear layer over more than one axis.
     """
-    plan = Plan(graph, route, registers or widest_registers())
+    registers = registers or widest_registers()
+    plan = Plan(graph, route, registers, tuple(dots or fastest_dots(registers)))
     for node in graph:
         lower(plan, node)
     entries = tuple(_entry(plan, graph[name]) for name in graph.inputs)
@@ -76,6 +85,8 @@ def _entry(plan: Plan, node: IntNode) -> Entry:
 
 
 def _exit(plan: Plan, node: IntNode) -> Exit:
+    if node.output.is_index:
+        return Exit(node, plan.places[node.name], None, np.int16(0), node.output.dtype)
     is_real = isinstance(node.op, int_ops.Dequantize)
     source = plan.graph[node.inputs[0]] if is_real else node
     spec, params = source.output.quantized
@@ -83,6 +94,6 @@ def _exit(plan: Plan, node: IntNode) -> Exit:
         node,
         plan.places[source.name],
         np.float32(params.scale) if is_real else None,
-        np.int16(params.zero_point),
+        np.int16(int(params.zero_point) - plan.places[source.name].zero),
         np.dtype(np.float32) if is_real else spec.dtype,
     )

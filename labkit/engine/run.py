@@ -62,8 +62,8 @@ def _run(
         arena = arena_for(prepared, count, keeps_all)
         for entry in prepared.entries:
             _enter(arena, entry, inputs[entry.node.name], chunk)
-        for node, kernel, arguments in arena.calls:
-            if kernel(count, *arguments):
+        for node, kernel, whole, arguments in arena.calls:
+            if kernel(*whole, count, *arguments):
                 raise BoundError(
                     f"{node}: its rounding rule shifts the accumulator left before multiplying, and for these images "
                     f"the result does not fit int32. Use the rule SINGLE for multipliers above 1."
@@ -82,7 +82,9 @@ def _enter(arena: Arena, entry: Entry, real: Array, chunk: slice) -> None:
     if entry.is_binary:
         not_numbers = quantize_signs(images, buffer, entry.place.corner)
     else:
-        not_numbers = quantize(images, buffer, entry.scale, entry.low, entry.high, entry.place.corner)
+        not_numbers = quantize(
+            images, buffer, entry.scale, entry.low, entry.high, np.float32(entry.place.zero), entry.place.corner
+        )
     if not_numbers:
         spec, params = entry.node.output.quantized
         affine.quantize(real, params, spec)  # raises, and says how many there are and where
@@ -92,9 +94,9 @@ def _leave(arena: Arena, way: Exit, result: Array) -> None:
     """Fill ``result`` [images, ...] from the buffer of its node."""
     buffer, (channels, height, width), (top, left) = arena.buffers[way.place.buffer], way.place.image, way.place.corner
     if way.scale is not None:
-        dequantize(buffer, result.reshape(-1, channels, height, width), way.scale, way.place.corner)
+        dequantize(buffer, result.reshape(-1, channels, height, width), way.scale, way.place.zero, way.place.corner)
         return
     stored = buffer[: result.shape[0], top : top + height, left : left + width, :channels].transpose(0, 3, 1, 2)
     image = result.reshape(-1, channels, height, width)
     image[...] = stored  # modulo 256, and so is the sum, which fits: no wider copy is made
-    image += image.dtype.type(way.zero_point)
+    image += way.zero_point.astype(image.dtype)

@@ -16,6 +16,10 @@ from labkit.graph.shapes import Padding
 
 __all__ = ["run_float"]
 
+_WINDOWED = (
+    float_ops.Conv2d | float_ops.MaxPool2d | float_ops.AveragePool2d | float_ops.AdaptiveAveragePool2d | float_ops.Pad
+)
+
 
 def run_float(
     graph: FloatGraph,
@@ -34,7 +38,7 @@ def run_float(
 
     Returns
     -------
-    float32 arrays [N, ...], activations applied
+    float32 arrays [N, ...], activations applied; int64 after an ArgMax
     """
     results: dict[str, torch.Tensor] = {}
     last_use = {name: node.name for node in graph for name in node.inputs}
@@ -60,7 +64,10 @@ def _activate(node: FloatNode, value: torch.Tensor) -> torch.Tensor:
 
 
 def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
-    op, x = node.op, arrays[0]
+    op = node.op
+    if arrays[0].ndim == 3 and isinstance(op, _WINDOWED):  # sequences are images of height 1
+        return _compute(node, [array.unsqueeze(2) for array in arrays]).squeeze(2)
+    x = arrays[0]
     if isinstance(op, float_ops.Conv2d):
         padded = _padded(x, op.padding, 0.0)
         return F.conv2d(padded, _tensor(op.weight), _maybe(op.bias), op.stride, 0, op.dilation, op.groups)
@@ -79,10 +86,24 @@ def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
         return F.max_pool2d(_padded(x, op.padding, -torch.inf), op.kernel, op.stride, 0, op.dilation, op.ceil_mode)
     if isinstance(op, float_ops.AveragePool2d):
         return F.avg_pool2d(_padded(x, op.padding, 0.0), op.kernel, op.stride)
+    if isinstance(op, float_ops.AdaptiveAveragePool2d):
+        return F.adaptive_avg_pool2d(x, op.output_size)
     if isinstance(op, float_ops.Flatten):
         return x.flatten(1)
     if isinstance(op, float_ops.Add):
         return x + arrays[1]
+    if isinstance(op, float_ops.Multiply):
+        return x * arrays[1]
+    if isinstance(op, float_ops.Pad):
+        return _padded(x, op.padding, 0.0)
+    if isinstance(op, float_ops.Reshape):
+        return x.reshape(len(x), *op.shape)
+    if isinstance(op, float_ops.Transpose):
+        return x.permute(0, *(1 + axis for axis in op.axes))
+    if isinstance(op, float_ops.Softmax):
+        return F.softmax(x, 1 + op.axis)
+    if isinstance(op, float_ops.ArgMax):
+        return x.argmax(1 + op.axis, op.keepdims)
     if isinstance(op, float_ops.Concat):
         return torch.cat(arrays, 1)
     assert isinstance(op, float_ops.Identity)

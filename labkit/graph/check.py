@@ -10,8 +10,11 @@ import numpy as np
 from labkit.arithmetic.affine import PerTensor, QTensor
 from labkit.arithmetic.bounds import INT32_LIMIT, check_accumulator
 from labkit.arithmetic.requantize import Requantizer
+from labkit.arithmetic.softmax import EXPONENT_BITS, TABLE_SIZE
+from labkit.arithmetic.windows import common_area
 from labkit.errors import BoundError, ModelError
 from labkit.graph import int_ops
+from labkit.graph.output_shapes import output_shape
 from labkit.graph.shapes import window_output
 
 if TYPE_CHECKING:
@@ -33,11 +36,11 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         A sum could leave 32 bits.
     """
     inputs = graph.inputs_of(node)
-    arity = {int_ops.Quantize: 0, int_ops.Add: 2, int_ops.Concat: None}.get(type(node.op), 1)
+    arity = {int_ops.Quantize: 0, int_ops.Add: 2, int_ops.Multiply: 2, int_ops.Concat: None}.get(type(node.op), 1)
     if (arity is not None and len(inputs) != arity) or (arity is None and not inputs):
         raise ModelError(f"{node.name}: {type(node.op).__name__} takes {arity or 'some'} inputs, got {len(inputs)}.")
     _check_window(node)
-    shape = _output_shape(node, inputs)
+    shape = output_shape(node, inputs)
     if math.prod(shape) > LARGEST_TENSOR:
         raise ModelError(
             f"{node.name}: a tensor of shape {shape} is too large; {LARGEST_TENSOR:,} numbers are allowed."
@@ -48,8 +51,13 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         )
     if isinstance(node.op, int_ops.Dequantize):
         inputs[0].quantized  # noqa: B018  (raises where the input is real)
-        if node.output.spec is not None:
+        if node.output.spec is not None or node.output.is_index:
             raise ModelError(f"{node.name}: a Dequantize node puts out real numbers, not {node.output.spec}.")
+        return
+    if isinstance(node.op, int_ops.ArgMax):
+        inputs[0].quantized  # noqa: B018
+        if not node.output.is_index or node.output.spec is not None:
+            raise ModelError(f"{node.name}: an ArgMax node puts out an index, not {node.output}.")
         return
     spec, params = node.output.quantized
     if not isinstance(spec.granularity, PerTensor):
@@ -67,6 +75,8 @@ def _check_window(node: IntNode) -> None:
         axes = 4 if isinstance(op, int_ops.Conv2d) else 2
         if op.weight.values.ndim != axes:
             raise ModelError(f"{node.name}: its weights need {axes} axes, got shape {op.weight.values.shape}.")
+    if isinstance(op, int_ops.Pad) and min(*op.padding[0], *op.padding[1]) < 0:
+        raise ModelError(f"{node.name}: a Pad only adds: its padding must be at least 0, got {op.padding}.")
     if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d):
         kernel = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
         dilation = (1, 1) if isinstance(op, int_ops.AveragePool2d) else op.dilation
@@ -76,46 +86,6 @@ def _check_window(node: IntNode) -> None:
                 f"{node.name}: kernel {tuple(kernel)}, stride {op.stride} and dilation {dilation} must be at least 1, "
                 f"padding {op.padding} at least 0."
             )
-
-
-def _output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> tuple[int, ...]:
-    op = node.op
-    if isinstance(op, int_ops.Quantize):
-        return tuple(op.shape)
-    first = inputs[0].shape
-    if isinstance(op, int_ops.Flatten):
-        return (int(np.prod(first)),)
-    if isinstance(op, int_ops.Linear):
-        if len(first) != 1:
-            raise ModelError(f"{node.name}: Linear takes a flat input, got {first}. Put a Flatten node before it.")
-        return (op.weight.values.shape[0],)
-    if isinstance(op, int_ops.Concat):
-        _need_image(node, first)
-        return (sum(t.shape[0] for t in inputs), *first[1:])
-    if isinstance(op, int_ops.Conv2d):
-        _need_image(node, first)
-        kernel, dilation, ceil_mode, channels = (
-            op.weight.values.shape[2:],
-            op.dilation,
-            False,
-            op.weight.values.shape[0],
-        )
-    elif isinstance(op, int_ops.MaxPool2d | int_ops.AveragePool2d):
-        _need_image(node, first)
-        pool = isinstance(op, int_ops.MaxPool2d)
-        kernel, channels = op.kernel, first[0]
-        dilation, ceil_mode = (op.dilation, op.ceil_mode) if pool else ((1, 1), False)  # type: ignore[union-attr]
-    else:
-        return first
-    sizes = (
-        window_output(first[1 + i], kernel[i], op.stride[i], op.padding[i], dilation[i], ceil_mode) for i in range(2)
-    )
-    return (channels, *sizes)
-
-
-def _need_image(node: IntNode, shape: tuple[int, ...]) -> None:
-    if len(shape) != 3:
-        raise ModelError(f"{node.name}: {type(node.op).__name__} takes (channels, height, width), got {shape}.")
 
 
 def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
@@ -131,8 +101,22 @@ def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
         _check_requantizer(node, op.requantizer, None)
         if op.kernel[0] * op.kernel[1] * max(abs(low), abs(high)) > INT32_LIMIT:
             raise BoundError(f"{node.name}: a window of {op.kernel} sums to more than int32 holds.")
+    elif isinstance(op, int_ops.AdaptiveAveragePool2d):
+        _check_requantizer(node, op.requantizer, None)
+        height, width = (*(1, 1), *inputs[0].shape[1:])[-2:]
+        area = common_area(height, width, op.output_size)
+        if area * max(abs(low), abs(high)) > INT32_LIMIT:
+            raise BoundError(
+                f"{node.name}: windows of {height} x {width} elements to {op.output_size} have areas with the common multiple "
+                f"{area:,}, and such sums do not fit int32. Choose an output size that divides the input size."
+            )
     elif isinstance(op, int_ops.Requantize):
         _check_requantizer(node, op.requantizer, None)
+    elif isinstance(op, int_ops.Multiply):
+        inputs[1].quantized  # noqa: B018  (raises where the input is real)
+        _check_requantizer(
+            node, op.requantizer, None
+        )  # a product of two is at most 255 * 255 (eq. 24): no bound to check
     elif isinstance(op, int_ops.Concat):
         if len(op.requantizers) != len(inputs) or any(t.shape[1:] != inputs[0].shape[1:] for t in inputs):
             raise ModelError(f"{node.name}: each input needs a requantizer and the same height and width.")
@@ -140,8 +124,10 @@ def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
             _check_requantizer(node, requantizer, None)
     elif isinstance(op, int_ops.Add):
         _check_add(node, op, inputs)
+    elif isinstance(op, int_ops.Softmax):
+        _check_softmax(node, op)
     elif isinstance(op, int_ops.MaxPool2d):
-        _check_windows(node, op, inputs[0].shape)
+        _check_windows(node, op, (*inputs[0].shape[:1], *(1,) * (3 - len(inputs[0].shape)), *inputs[0].shape[1:]))
         _check_same_scale(node, inputs[0])
     else:
         _check_same_scale(node, inputs[0])
@@ -157,7 +143,9 @@ def _check_same_scale(node: IntNode, source: Tensor) -> None:
 def _check_windows(node: IntNode, op: int_ops.MaxPool2d, shape: tuple[int, ...]) -> None:
     """Every window must meet the image: the largest of no elements is no number."""
     for axis in range(2):
-        positions = node.output.shape[1 + axis]
+        positions = window_output(
+            shape[1 + axis], op.kernel[axis], op.stride[axis], op.padding[axis], op.dilation[axis], op.ceil_mode
+        )
         reach = op.padding[axis][0] // op.stride[axis] + 1  # later windows start inside, up to the last few
         inside = max(0, shape[1 + axis] - op.kernel[axis] * op.dilation[axis]) // op.stride[axis]
         for position in (*range(min(reach, positions)), *range(max(reach, inside), positions)):
@@ -179,6 +167,28 @@ def _check_add(node: IntNode, op: int_ops.Add, inputs: tuple[Tensor, ...]) -> No
         raise ModelError(f"{node.name}: zero point or clamp {op.clamp} does not fit the grid {spec.qmin}..{spec.qmax}.")
     for tensor in inputs:
         tensor.quantized  # noqa: B018  (raises where the input is real)
+
+
+def _check_softmax(node: IntNode, op: int_ops.Softmax) -> None:
+    """What the bounds of eq. 26 rest on: 0 <= table <= 2**30, and a sum that is not 0."""
+    table = op.table
+    if table.dtype != np.int32 or table.shape != (TABLE_SIZE,) or not 1 <= op.bits <= 8:
+        raise ModelError(
+            f"{node.name}: a Softmax takes int32 [{TABLE_SIZE}] exponentials and 1..8 output bits, got "
+            f"{table.dtype} {list(table.shape)} and {op.bits}."
+        )
+    if table.min() < 0 or table.max() > 2**EXPONENT_BITS or table[0] < 1:
+        raise BoundError(
+            f"{node.name}: exponentials must be in 0..2**{EXPONENT_BITS} and the first at least 1, got "
+            f"{table.min()}..{table.max()}, the first {table[0]}. Make them with exponential_table."
+        )
+    spec, params = node.output.quantized
+    if op.zero_point != int(params.zero_point) or not spec.qmin <= op.clamp[0] <= op.clamp[1] <= spec.qmax:
+        raise ModelError(f"{node.name}: zero point or clamp {op.clamp} does not fit the grid {spec.qmin}..{spec.qmax}.")
+    if float(params.scale) != 2.0**-op.bits:
+        raise ModelError(
+            f"{node.name}: with {op.bits} bits its scale is {2.0**-op.bits}, but {params.scale} is declared."
+        )
 
 
 def _check_weights(

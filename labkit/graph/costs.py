@@ -45,7 +45,10 @@ class Costs:
 
 
 def costs(graph: IntGraph) -> Costs:
-    """Count the convolutions and linear layers of ``graph``; other operations multiply nothing."""
+    """Count the convolutions and linear layers of ``graph``.
+
+    Other operations accumulate no products: a Multiply makes one for each element, a Softmax looks its exponentials up.
+    """
     macs: dict[str, int] = {}
     bops: dict[str, int] = {}
     weight_bytes: dict[str, int] = {}

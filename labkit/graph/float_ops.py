@@ -15,7 +15,9 @@ from labkit.graph.shapes import Padding
 
 __all__ = [
     "Activation",
+    "AdaptiveAveragePool2d",
     "Add",
+    "ArgMax",
     "AveragePool2d",
     "BatchNorm2d",
     "Concat",
@@ -26,7 +28,12 @@ __all__ = [
     "Input",
     "Linear",
     "MaxPool2d",
+    "Multiply",
+    "Pad",
     "Relu",
+    "Reshape",
+    "Softmax",
+    "Transpose",
 ]
 
 Array = NDArray[np.float32]
@@ -106,6 +113,13 @@ class AveragePool2d:
 
 
 @dataclass(frozen=True, eq=False)
+class AdaptiveAveragePool2d:
+    """The mean of each window of PyTorch's adaptive pooling to ``output_size``, whose windows may differ in size."""
+
+    output_size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Flatten:
     """All axes after the batch become one."""
 
@@ -125,4 +139,64 @@ class Identity:
     """Nothing: a dropout at inference, or a module that hands its input on."""
 
 
-FloatOp = Input | Conv2d | Linear | BatchNorm2d | Relu | MaxPool2d | AveragePool2d | Flatten | Add | Concat | Identity
+@dataclass(frozen=True, eq=False)
+class Multiply:
+    """The product of two tensors of one shape, or of an image (C, H, W) and one number for each channel (C, 1, 1)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pad:
+    """Zeros around an image: rows (top, bottom) and columns (left, right)."""
+
+    padding: Padding
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape:
+    """The same numbers, in C order, as a tensor of another ``shape`` (without the batch axis)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose:
+    """Axis ``i`` of the result is axis ``axes[i]`` of the input; the batch axis stays first and is not counted."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """exp(x) over the sum of exp(x) along ``axis``; the batch axis is not counted."""
+
+    axis: int
+
+
+@dataclass(frozen=True, eq=False)
+class ArgMax:
+    """The index of the largest number along ``axis``; the batch axis is not counted. ``keepdims`` leaves an axis of length 1."""
+
+    axis: int
+    keepdims: bool
+
+
+FloatOp = (
+    Input
+    | Conv2d
+    | Linear
+    | BatchNorm2d
+    | Relu
+    | MaxPool2d
+    | AveragePool2d
+    | AdaptiveAveragePool2d
+    | Flatten
+    | Add
+    | Multiply
+    | Concat
+    | Identity
+    | Pad
+    | Reshape
+    | Transpose
+    | Softmax
+    | ArgMax
+)

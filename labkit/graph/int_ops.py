@@ -16,7 +16,9 @@ from labkit.arithmetic.requantize import Requantizer
 from labkit.graph.shapes import Padding
 
 __all__ = [
+    "AdaptiveAveragePool2d",
     "Add",
+    "ArgMax",
     "AveragePool2d",
     "Concat",
     "Conv2d",
@@ -25,8 +27,13 @@ __all__ = [
     "IntOp",
     "Linear",
     "MaxPool2d",
+    "Multiply",
+    "Pad",
     "Quantize",
     "Requantize",
+    "Reshape",
+    "Softmax",
+    "Transpose",
 ]
 
 
@@ -92,6 +99,17 @@ class AveragePool2d:
 
 
 @dataclass(frozen=True, eq=False)
+class AdaptiveAveragePool2d:
+    """The mean of each window of PyTorch's adaptive pooling to ``output_size``; windows may differ in size (eq. 27).
+
+    Each sum is multiplied up to the least common multiple of the windows' areas, which is part of the multiplier.
+    """
+
+    output_size: tuple[int, int]
+    requantizer: Requantizer
+
+
+@dataclass(frozen=True, eq=False)
 class Add:
     """Two tensors of differing scales, summed and rounded once (eq. 19): ``multipliers`` int32 [2], one ``shift``.
 
@@ -126,4 +144,82 @@ class Flatten:
     """All axes after the batch become one."""
 
 
-IntOp = Quantize | Dequantize | Conv2d | Linear | MaxPool2d | AveragePool2d | Add | Concat | Requantize | Flatten
+@dataclass(frozen=True, eq=False)
+class Multiply:
+    """Two tensors of one shape multiplied number by number, or each channel of an image by a number of its own (eq. 24).
+
+    In the second case one input has the shape (C, 1, 1), the other (C, H, W). S_a S_b / S_y is the multiplier.
+    """
+
+    requantizer: Requantizer
+
+
+@dataclass(frozen=True, eq=False)
+class Pad:
+    """Real 0, that is the zero point, around an image: rows (top, bottom) and columns (left, right)."""
+
+    padding: Padding
+
+
+@dataclass(frozen=True, eq=False)
+class Reshape:
+    """The same numbers, in C order, as a tensor of another ``shape`` (without the batch axis)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Transpose:
+    """Axis ``i`` of the result is axis ``axes[i]`` of the input; the batch axis stays first and is not counted."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """The share of each exponential in their sum along ``axis`` (eq. 26); the batch axis is not counted.
+
+    ``table`` int32 [256] holds the exponentials (eq. 25) and belongs to the input's scale; the output's scale is
+    2**-``bits``. It is exact integer arithmetic, unlike the polynomial of I-BERT's i-softmax.
+    """
+
+    axis: int
+    table: NDArray[np.int32]
+    bits: int
+    zero_point: int
+    clamp: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", frozen_array(self.table))
+
+
+@dataclass(frozen=True, eq=False)
+class ArgMax:
+    """The index of the largest integer along ``axis``, the lowest where there are several; the batch axis is not counted.
+
+    The result is an index and no quantized number: it can only leave the network. ``keepdims`` leaves an axis of length 1.
+    """
+
+    axis: int
+    keepdims: bool
+
+
+IntOp = (
+    Quantize
+    | Dequantize
+    | Conv2d
+    | Linear
+    | MaxPool2d
+    | AveragePool2d
+    | AdaptiveAveragePool2d
+    | Add
+    | Multiply
+    | Concat
+    | Requantize
+    | Flatten
+    | Pad
+    | Reshape
+    | Transpose
+    | Softmax
+    | ArgMax
+)

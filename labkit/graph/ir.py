@@ -95,14 +95,27 @@ class FloatGraph:
 
 @dataclass(frozen=True, eq=False)
 class Tensor:
-    """What a node of an `IntGraph` puts out: ``shape`` without the batch axis; grid and scale, or None for real float32."""
+    """What a node of an `IntGraph` puts out: ``shape`` without the batch axis; grid and scale, or None for real float32.
+
+    is_index : int32 positions, without grid and scale (the result of an `int_ops.ArgMax`).
+    """
 
     shape: tuple[int, ...]
     spec: QuantSpec | None
     params: QParams | None
+    is_index: bool = field(default=False, metadata={"since": 2})  # version of .lab files
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The NumPy type that holds the tensor: int8 or uint8, int32 for an index, float32 for real numbers."""
+        if self.spec is not None:
+            return self.spec.dtype
+        return np.dtype(np.int32 if self.is_index else np.float32)
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape))
+        shape = "x".join(map(str, self.shape)) or "1"
+        if self.is_index:
+            return f"{shape} index"
         if self.spec is None or self.params is None:
             return f"{shape} f32"
         return f"{shape} {self.spec} S={float(self.params.scale):.4g} Z={int(self.params.zero_point)}"
@@ -114,8 +127,10 @@ class Tensor:
         Raises
         ------
         ModelError
-            The tensor is real.
+            The tensor is real, or an index.
         """
+        if self.is_index:
+            raise ModelError("The result of an ArgMax is an index: no operation can take it, it can only be an output.")
         if self.spec is None or self.params is None:
             raise ModelError("An integer operation takes the result of a real one: put a Quantize node between them.")
         return self.spec, self.params

@@ -81,7 +81,14 @@ def fold_into(
 
 def fuse_activations(graph: FloatGraph) -> FloatGraph:
     """Make each ReLU or ReLU6 of ``graph`` the ``activation`` of the node before it, where that node requantizes anyway."""
-    carriers = (float_ops.Conv2d, float_ops.Linear, float_ops.Add, float_ops.AveragePool2d)
+    carriers = (
+        float_ops.Conv2d,
+        float_ops.Linear,
+        float_ops.Add,
+        float_ops.Multiply,
+        float_ops.AveragePool2d,
+        float_ops.AdaptiveAveragePool2d,
+    )
 
     def fusable(node: FloatNode) -> bool:
         if not isinstance(node.op, float_ops.Relu):

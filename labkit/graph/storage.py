@@ -7,6 +7,8 @@ r"""``.lab`` files: a magic word, a version, a JSON header that describes the gr
           52            header, UTF-8 JSON: the graph's nodes
                         body, safetensors
 
+Version 2 knows the operations of `SINCE_2` too; a graph without them is written as version 1, which older labkits read.
+
 Nothing in a file is executed: the header names classes from a fixed list, and arrays are plain numbers. Weights of four
 bits or fewer are packed two to a byte.
 """
@@ -35,9 +37,19 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 __all__ = ["VERSION", "dumps", "load", "loads", "save"]
 
 MAGIC = b"labkit\0\n"
-VERSION = 1
+VERSION = 2  # the newest that is read
 _HEAD = struct.Struct("<8sIQ32s")
 _LARGEST_HEADER = 64 * 2**20
+
+SINCE_2 = (
+    "AdaptiveAveragePool2d",
+    "ArgMax",
+    "Multiply",
+    "Pad",
+    "Reshape",
+    "Softmax",
+    "Transpose",
+)  # operations that a file of version 1 does not have
 
 _CLASSES = {
     cls.__name__: cls
@@ -88,7 +100,8 @@ def dumps(graph: IntGraph) -> bytes:
         "nodes": nodes,
     }
     text = json.dumps(header, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return _HEAD.pack(MAGIC, VERSION, len(text), hashlib.sha256(text + body).digest()) + text + body
+    version = 2 if any(type(node.op).__name__ in SINCE_2 for node in graph) else 1
+    return _HEAD.pack(MAGIC, version, len(text), hashlib.sha256(text + body).digest()) + text + body
 
 
 def loads(data: bytes, name: str = "the data") -> IntGraph:
@@ -108,9 +121,9 @@ def loads(data: bytes, name: str = "the data") -> IntGraph:
     if len(data) < _HEAD.size:
         raise ModelError(f"{name} is cut off inside its header. Copy it again, or quantize the network again.")
     _, version, length, digest = _HEAD.unpack_from(data)
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise ModelError(
-            f"{name} has version {version}, this labkit reads version {VERSION}. Quantize the network again."
+            f"{name} has version {version}, this labkit reads versions 1 to {VERSION}. Quantize the network again."
         )
     if length > min(len(data) - _HEAD.size, _LARGEST_HEADER):
         raise ModelError(f"{name} is cut off inside its header. Copy it again, or quantize the network again.")
@@ -144,7 +157,9 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> A
         return {"enum": value.value}
     if dataclasses.is_dataclass(value):
         fields = {
-            f.name: _encode(getattr(value, f.name), f"{path}.{f.name}", arrays) for f in dataclasses.fields(value)
+            f.name: _encode(getattr(value, f.name), f"{path}.{f.name}", arrays)
+            for f in dataclasses.fields(value)
+            if not (f.metadata.get("since", 1) > 1 and getattr(value, f.name) == f.default)  # unknown to version 1
         }
         return {"class": type(value).__name__, **fields}
     if isinstance(value, tuple):

@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic import affine
 from labkit.arithmetic.requantize import Requantizer
+from labkit.arithmetic.windows import adaptive_windows, common_area
+from labkit.kernels.reference_heads import argmax, softmax
+from labkit.kernels.reference_layout import pad, reshape, transpose
 
 __all__ = [
+    "adaptive_average_pool2d",
     "add",
+    "argmax",
     "average_pool2d",
     "concat",
     "conv2d",
@@ -25,8 +30,13 @@ __all__ = [
     "flatten",
     "linear",
     "max_pool2d",
+    "multiply",
+    "pad",
     "quantize",
     "requantize",
+    "reshape",
+    "softmax",
+    "transpose",
 ]
 
 Integers = NDArray[np.integer]
@@ -165,6 +175,25 @@ def average_pool2d(
     return requantizer.apply(sums, axis=1)
 
 
+def adaptive_average_pool2d(
+    x: Integers, *, input_zero_point: int, output_size: tuple[int, int], requantizer: Requantizer
+) -> NDArray[np.int32]:
+    """The mean of each window of PyTorch's adaptive pooling of ``x`` [N, C, H, W] to ``output_size`` (eq. 27).
+
+    ``input_zero_point`` is subtracted first. Each int32 sum is multiplied up to the common area of all windows, which is
+    part of the multiplier of ``requantizer``. Returns int32 [N, C, H', W'].
+    """
+    centred = x.astype(np.int32) - np.int32(input_zero_point)
+    rows, columns = (adaptive_windows(x.shape[2 + axis], output_size[axis]) for axis in range(2))
+    area = common_area(x.shape[2], x.shape[3], output_size)
+    sums = np.zeros((*x.shape[:2], *output_size), np.int32)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            window = centred[:, :, top:bottom, left:right].sum(axis=(2, 3), dtype=np.int32)
+            sums[:, :, i, j] = window * np.int32(area // ((bottom - top) * (right - left)))
+    return requantizer.apply(sums, axis=1)
+
+
 def add(
     a: Integers,
     b: Integers,
@@ -192,6 +221,16 @@ def add(
     total += (b.astype(np.int64) - zero_points[1]) * int(multipliers[1])
     rounded: NDArray[np.int64] = (total + (1 << (shift - 1))) >> shift
     return np.clip(rounded + output_zero_point, *clamp).astype(np.int32)
+
+
+def multiply(a: Integers, b: Integers, *, zero_points: tuple[int, int], requantizer: Requantizer) -> NDArray[np.int32]:
+    """The product of two tensors of one shape, or of images [N, C, H, W] and one number a channel [N, C, 1, 1] (eq. 24).
+
+    ``zero_points``, those of ``a`` and ``b``, are subtracted before multiplying; ``requantizer`` takes the int32 products to
+    the output's integers. Returns int32 of the larger shape.
+    """
+    product = (a.astype(np.int32) - np.int32(zero_points[0])) * (b.astype(np.int32) - np.int32(zero_points[1]))
+    return requantizer.apply(product, axis=1)
 
 
 def concat(

@@ -7,7 +7,7 @@ from labkit is the tracing (so that nodes have the same names) and the numbers o
 
 from __future__ import annotations
 
-import operator
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,37 +19,13 @@ from labkit.errors import ModelError, UnsupportedOperation
 from labkit.frontends.faithful import is_close
 from labkit.frontends.torch_fx import node_names, trace_module
 from labkit.parity import torch_arithmetic as arithmetic
+from labkit.parity.torch_kinds import KEEPS_SCALE, kind_of
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
 
 __all__ = ["Emulation"]
 
 _BIAS_LIMIT = 2**30
-_SILENT = (nn.Dropout, nn.Dropout2d, nn.Identity)
-_SILENT_CALLS = (F.dropout, "contiguous")
-_RESHAPES = (torch.flatten, torch.reshape, "flatten", "view", "reshape")
-_MODULE_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
-    (nn.Conv2d, "conv"),
-    (nn.Linear, "linear"),
-    (nn.BatchNorm2d, "norm"),
-    (nn.BatchNorm1d, "norm"),
-    (nn.ReLU, "relu"),
-    (nn.Hardtanh, "relu6"),
-    (nn.MaxPool2d, "same"),
-    (nn.AdaptiveMaxPool2d, "same"),
-    (nn.Flatten, "same"),
-    (nn.AvgPool2d, "mean"),
-    (nn.AdaptiveAvgPool2d, "mean"),
-)
-_CALL_KINDS: dict[Any, str] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), "relu"),
-    F.relu6: "relu6",
-    **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d, torch.flatten, torch.reshape), "same"),
-    **dict.fromkeys(("flatten", "view", "reshape"), "same"),
-    **dict.fromkeys((F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean"), "mean"),
-    **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), "add"),
-    **dict.fromkeys((torch.cat, torch.concat), "cat"),
-}
 
 
 @dataclass
@@ -67,6 +43,7 @@ class _Step:
     clamp: tuple[int, int] = (0, 255)
     weight: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     bias: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    areas: torch.Tensor = field(default_factory=lambda: torch.ones(()))
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -150,8 +127,12 @@ class Emulation:
         before = [results[name] for name in step.inputs]
         if step.kind == "input":
             return torch.as_tensor(self._traced.meta["probe"]).double()
-        if step.kind in ("same", "mean"):
+        if step.kind == "shape":  # a view of what is not contiguous any more
+            y = before[0].reshape(step.node.meta["shape"])
+        elif step.kind in ("same", "pad", "mean", "adaptive", "softmax", "argmax"):
             y = self._call(step.node, before[0])
+        elif step.kind == "mul":
+            y = before[0] * before[1]
         elif step.kind == "add":
             y = before[0] + before[1]
         elif step.kind == "cat":
@@ -180,7 +161,7 @@ class Emulation:
                 return
             if (
                 kind in ("relu", "relu6")
-                and before.kind in ("conv", "linear", "norm-conv", "add", "mean")
+                and before.kind in ("conv", "linear", "norm-conv", "add", "mul", "mean", "adaptive")
                 and not before.activation
             ):
                 before.activation = kind
@@ -189,32 +170,23 @@ class Emulation:
         step = _Step(self._names[node], kind, node, sources)
         if kind in ("conv", "linear"):
             part = self._traced.get_submodule(str(node.target))
-            assert isinstance(part, nn.Conv2d | nn.Linear)
+            assert isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear)
             step.weight = part.weight.detach().float()
             step.bias = torch.zeros(len(step.weight)) if part.bias is None else part.bias.detach().float()
         elif kind == "norm":  # nothing to fold into: a depthwise 1x1 convolution
             step.kind = "norm-conv"
-            step.weight = torch.ones(node.meta["shape"][1], 1, 1, 1)
+            step.weight = torch.ones(node.meta["shape"][1], *(1 for _ in node.meta["shape"][1:]))
             step.bias = torch.zeros(len(step.weight))
             self._fold(step, node)
         self._steps[step.name] = step
         self._home[node] = step.name
 
     def _kind(self, node: fx.Node) -> str:
-        if node.op == "placeholder":
-            return "input"
-        if node.op == "call_module":
-            part = self._traced.get_submodule(str(node.target))
-            if isinstance(part, _SILENT) or (isinstance(part, nn.Flatten) and _keeps_shape(node)):
-                return "silent"
-            for kind, label in _MODULE_KINDS:
-                if isinstance(part, kind):
-                    return label
-        elif node.target in _SILENT_CALLS or (node.target in _RESHAPES and _keeps_shape(node)):
-            return "silent"
-        elif node.target in _CALL_KINDS:
-            return _CALL_KINDS[node.target]
-        raise UnsupportedOperation(f"{self._names[node]}: {node.target} has no emulation in PyTorch.")
+        part = self._traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        kind = kind_of(node, part)
+        if kind is None:
+            raise UnsupportedOperation(f"{self._names[node]}: {node.target} has no emulation in PyTorch.")
+        return kind
 
     def _only_use(self, node: fx.Node) -> bool:
         """Whether ``node`` alone takes what the node before it puts out; silent nodes in between do not count."""
@@ -254,11 +226,22 @@ class Emulation:
 
     def _derive(self, step: _Step) -> None:
         before = [self._steps[name] for name in step.inputs]
-        if step.kind == "same":
+        if step.kind in KEEPS_SCALE:
             step.scale, step.zero_point, step.grid = before[0].scale, before[0].zero_point, before[0].grid
             step.parameters = self._grid(step)
             return
+        if step.kind == "argmax":
+            return
         bits = self._plan.activations[step.name]
+        if step.kind == "softmax":
+            fraction = bits if self._plan.activation_scheme == "affine" else bits - 1
+            step.scale, step.grid = torch.tensor(2.0**-fraction), (0, 2**bits - 1)
+            if self._plan.activation_scheme != "affine":
+                step.grid = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
+            step.clamp, table = step.grid, arithmetic.exponentials(before[0].scale.double().item())
+            step.parameters = self._grid(step)
+            step.parameters |= {"clamp": torch.tensor(step.clamp), "table": table, "bits": torch.tensor(fraction)}
+            return
         low, high = self._calibration.ranges[step.name]
         if self._plan.activation_scheme == "affine":
             step.grid = (0, 2**bits - 1)
@@ -280,6 +263,9 @@ class Emulation:
         scales = [b.scale.double().item() for b in before]
         if step.kind in ("conv", "linear", "norm-conv"):
             self._derive_weights(step, scales[0], target)
+        elif step.kind == "mul":
+            mantissa, exponent = arithmetic.fixed_point([scales[0] * scales[1] / target])
+            step.parameters |= {"mantissa": mantissa[0], "exponent": exponent[0]}
         elif step.kind == "add":
             multipliers, shift = arithmetic.add_multipliers([s / target for s in scales])
             step.parameters |= {"multipliers": multipliers, "shift": torch.tensor(shift)}
@@ -288,7 +274,8 @@ class Emulation:
                 [s / target for s in scales]
             )
         else:  # mean, and activations that stand alone
-            ratio = scales[0] / (target * self._window(step)) if step.kind == "mean" else scales[0] / target
+            window = {"mean": self._window, "adaptive": self._common_area}.get(step.kind, lambda _: 1)(step)
+            ratio = scales[0] / (target * window)
             mantissa, exponent = arithmetic.fixed_point([ratio])
             step.parameters |= {"mantissa": mantissa[0], "exponent": exponent[0]}
 
@@ -326,7 +313,7 @@ class Emulation:
         if not per_channel:
             scale, mantissa, exponent = scale[0], mantissa[0], exponent[0]
         step.parameters |= {
-            "weight": integers,
+            "weight": integers.unsqueeze(2) if integers.ndim == 3 else integers,  # sequences are images of height 1
             "weight_grid": torch.tensor((-qmax, qmax)),
             "weight_scale": scale,
             "weight_zero_point": torch.zeros_like(scale, dtype=torch.int64),
@@ -339,8 +326,14 @@ class Emulation:
         """Elements in each averaging window, found by averaging an image of which the first element is 1."""
         source = step.node.all_input_nodes[0].meta["shape"]
         spike = torch.zeros(1, 1, *source[2:], dtype=torch.float64)
-        spike[0, 0, 0, 0] = 1  # the first window covers it, whatever the stride
+        spike.view(-1)[0] = 1  # the first window covers it, whatever the stride
         return round(1 / self._call(step.node, spike).max().item())
+
+    def _common_area(self, step: _Step) -> int:
+        """The least common multiple of the areas of all windows of an adaptive pooling, which are kept."""
+        size = step.node.all_input_nodes[0].meta["shape"][2:]
+        step.areas = arithmetic.window_areas(lambda images: self._call(step.node, images), size)
+        return math.lcm(*step.areas.flatten().tolist())
 
     # ---- executing
 
@@ -349,12 +342,21 @@ class Emulation:
             return arithmetic.real_to_integer(x, step.scale, step.zero_point, step.grid)
         before = [self._steps[name] for name in step.inputs]
         integers = [results[name] for name in step.inputs]
+        if step.kind == "shape":  # which may count the images of the trace
+            return integers[0].reshape(len(integers[0]), *step.node.meta["shape"][1:])
         if step.kind == "same":
-            if len(step.node.meta["shape"]) == 2:  # a reshape, which may count the images of the trace
-                return integers[0].flatten(1)
             return self._call(step.node, integers[0].double()).long()
+        if step.kind == "softmax":
+            table, bits = step.parameters["table"], int(step.parameters["bits"])
+            dim = self._dim(step.node)
+            return arithmetic.softmax(integers[0], dim, table, bits, step.zero_point, step.clamp)
+        if step.kind == "argmax":
+            y = step.node.meta["shape"]
+            return arithmetic.first_largest(integers[0], self._dim(step.node), len(y) == integers[0].ndim)
         centred = [q - b.zero_point for q, b in zip(integers, before, strict=True)]
         p = step.parameters
+        if step.kind == "pad":
+            return self._call(step.node, centred[0].double()).long() + step.zero_point
         if step.kind == "add":
             total = centred[0] * p["multipliers"][0] + centred[1] * p["multipliers"][1]
             shift = int(p["shift"])
@@ -367,8 +369,12 @@ class Emulation:
             return torch.cat(moved, 1)
         if step.kind == "mean":
             sums = torch.round(self._call(step.node, centred[0].double()) * self._window(step)).long()
+        elif step.kind == "adaptive":
+            sums = arithmetic.sums_of_means(self._call(step.node, centred[0].double()), step.areas)
         elif step.kind in ("relu", "relu6"):
             sums = centred[0]
+        elif step.kind == "mul":
+            sums = centred[0] * centred[1]
         else:
             bias = p["bias"].reshape([-1] + [1] * (len(step.weight.shape) - 2))
             sums = self._products(step, centred[0].double(), p["weight"].double()).long() + bias
@@ -378,13 +384,26 @@ class Emulation:
         """Sums of products in float64: exact for integers, whose partial sums stay far below 2**53."""
         if step.kind == "linear":
             return F.linear(x, weight)
+        if x.ndim == 3 and weight.ndim == 4:
+            weight = weight.squeeze(2)
         if step.kind == "norm-conv":
-            return F.conv2d(x, weight, groups=len(weight))
+            return (F.conv2d if x.ndim == 4 else F.conv1d)(x, weight, groups=len(weight))
         conv = self._traced.get_submodule(str(step.node.target))
+        if isinstance(conv, nn.Conv1d):
+            return F.conv1d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         assert isinstance(conv, nn.Conv2d)
         if conv.groups > 1 or isinstance(conv.padding, str):
             return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         return _matrix_convolution(x, weight, conv, conv.padding)
+
+    def _dim(self, node: fx.Node) -> int:
+        """The axis of a softmax or argmax."""
+        if node.op == "call_module":
+            part: Any = self._traced.get_submodule(str(node.target))
+            dim = 1 if isinstance(part, nn.Softmax2d) else part.dim
+        else:
+            dim = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+        return int(dim) % len(node.all_input_nodes[0].meta["shape"])
 
     def _call(self, node: fx.Node, x: torch.Tensor) -> torch.Tensor:
         """The node's own PyTorch operation on another tensor; sizes that it was given stay those of the trace."""
@@ -404,10 +423,6 @@ def _tensors(node: fx.Node) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.map_arg((node.args, node.kwargs), lambda n: found.append(n) if "shape" in n.meta else None)
     return found
-
-
-def _keeps_shape(node: fx.Node) -> bool:
-    return bool(node.meta["shape"] == node.all_input_nodes[0].meta["shape"])
 
 
 def _matrix_convolution(

@@ -20,6 +20,8 @@ from labkit.parity import torch_arithmetic as arithmetic
 
 __all__ = ["run_graph"]
 
+_WINDOWED = int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d | int_ops.AdaptiveAveragePool2d | int_ops.Pad
+
 
 def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Every node's result by name: int64 [N, C, H, W], float32 after a Dequantize node.
@@ -50,8 +52,20 @@ def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays:
         )
     if isinstance(op, int_ops.Flatten):
         return arrays[0].flatten(1)
+    if isinstance(op, int_ops.Softmax):
+        return arithmetic.softmax(
+            arrays[0], 1 + op.axis, torch.tensor(op.table).long(), op.bits, op.zero_point, op.clamp
+        )
+    if isinstance(op, int_ops.ArgMax):
+        return arithmetic.first_largest(arrays[0], 1 + op.axis, op.keepdims)
+    if isinstance(op, int_ops.Reshape):
+        return arrays[0].reshape(len(arrays[0]), *op.shape)
+    if isinstance(op, int_ops.Transpose):
+        return arrays[0].permute(0, *(1 + axis for axis in op.axes))
+    if arrays[0].ndim == 3 and isinstance(op, _WINDOWED):  # sequences are images of height 1
+        return _execute(graph, node, x, [array.unsqueeze(2) for array in arrays]).squeeze(2)
     if isinstance(op, int_ops.MaxPool2d):
-        return _max_pool(op, arrays[0], node.output.shape)
+        return _max_pool(op, arrays[0], (*(1, 1, 1), *node.output.shape[1:])[-3:])
     sources = [tensor.quantized[1] for tensor in graph.inputs_of(node)]
     centred = [q - int(source.zero_point) for q, source in zip(arrays, sources, strict=True)]
     if isinstance(op, int_ops.Dequantize):
@@ -59,12 +73,22 @@ def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays:
     if isinstance(op, int_ops.Add):
         total = centred[0] * int(op.multipliers[0]) + centred[1] * int(op.multipliers[1])
         return (((total + (1 << (op.shift - 1))) >> op.shift) + op.zero_point).clamp(*op.clamp)
+    if isinstance(op, int_ops.Pad):
+        return _padded(centred[0], op.padding, 0) + int(sources[0].zero_point)
+    if isinstance(op, int_ops.Multiply):
+        return _requantize(node.name, centred[0] * centred[1], op.requantizer)
     if isinstance(op, int_ops.Concat):
         return torch.cat([_requantize(node.name, c, r) for c, r in zip(centred, op.requantizers, strict=True)], 1)
     if isinstance(op, int_ops.AveragePool2d):
         window = torch.ones(centred[0].shape[1], 1, *op.kernel, dtype=torch.float64)
         sums = F.conv2d(_padded(centred[0].double(), op.padding, 0.0), window, stride=op.stride, groups=len(window))
         return _requantize(node.name, sums.long(), op.requantizer)
+    if isinstance(op, int_ops.AdaptiveAveragePool2d):
+        means = F.adaptive_avg_pool2d(centred[0].double(), op.output_size)
+        areas = arithmetic.window_areas(
+            lambda image: F.adaptive_avg_pool2d(image, op.output_size), centred[0].shape[2:]
+        )
+        return _requantize(node.name, arithmetic.sums_of_means(means, areas), op.requantizer)
     if isinstance(op, int_ops.Conv2d):
         padded = _padded(centred[0].double(), op.padding, 0.0)
         sums = F.conv2d(padded, _centred(op.weight), None, op.stride, 0, op.dilation, op.groups)
@@ -72,6 +96,7 @@ def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays:
     if isinstance(op, int_ops.Linear):
         sums = F.linear(centred[0].double(), _centred(op.weight))
         return _requantize(node.name, sums.long() + torch.tensor(op.bias).long(), op.requantizer)
+    assert isinstance(op, int_ops.Requantize)
     return _requantize(node.name, centred[0], op.requantizer)
 
 

@@ -6,7 +6,7 @@ Parity certificates compare the two. Nothing of labkit's arithmetic, kernels or 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
@@ -16,11 +16,16 @@ __all__ = [
     "add_multipliers",
     "affine_parameters",
     "exact_mean",
+    "exponentials",
+    "first_largest",
     "fixed_point",
     "real_to_integer",
     "requantized",
     "rounded_quotient",
+    "softmax",
+    "sums_of_means",
     "symmetric_scale",
+    "window_areas",
 ]
 
 Grid = tuple[int, int]
@@ -87,3 +92,60 @@ def requantized(
     shift = (31 - exponent).reshape(view)
     half = torch.ones_like(shift) << (shift - 1)
     return (((sums * mantissa.reshape(view) + half) >> shift) + zero_point).clamp(*clamp)
+
+
+def exponentials(scale: float) -> torch.Tensor:
+    """Eq. 25: ``round(2**30 * exp(-scale * d))`` for d = 0..255, int64 [256].
+
+    exp(scale) is summed as a power series in integers of 400 fractional bits, and raised to each power exactly enough.
+    """
+    one = 1 << 400
+    step = Fraction(scale)
+    term, grown, k = (one, 0, 0) if step < 32 else (0, one << 64, 0)
+    while term:
+        grown += term
+        k += 1
+        term = term * step.numerator // (step.denominator * k)
+    entries, power = [], one
+    for _ in range(256):
+        entries.append(((one << 31) // power + 1) // 2)
+        power = min(power * grown >> 400, one << 64)  # beyond 2**32 every entry is 0
+    return torch.tensor(entries)
+
+
+def softmax(x: torch.Tensor, dim: int, table: torch.Tensor, bits: int, zero_point: int, clamp: Grid) -> torch.Tensor:
+    """Eq. 26 along ``dim`` of ``x`` int64 [N, ...] with ``table`` int64 [256]: int64 of the same shape.
+
+    The output's scale is 2**-``bits``; ``zero_point`` is added and the result kept in ``clamp``.
+    """
+    powers = table[(x.amax(dim, keepdim=True) - x).flatten()].reshape(x.shape)
+    total = powers.sum(dim, keepdim=True)
+    whole: torch.Tensor = torch.div(powers * 2**bits, total, rounding_mode="floor")
+    rest: torch.Tensor = powers * 2**bits - whole * total
+    rounded: torch.Tensor = whole + (2 * rest >= total).long() + zero_point
+    return rounded.clamp(*clamp)
+
+
+def first_largest(x: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
+    """The lowest index of the largest element along ``dim`` of ``x``, integers [N, ...]; int64, ``keepdim`` as in PyTorch."""
+    places = torch.arange(x.shape[dim]).reshape([-1 if axis == dim else 1 for axis in range(x.ndim)])
+    return torch.where(x == x.amax(dim, keepdim=True), places, x.shape[dim]).amin(dim, keepdim=keepdim)
+
+
+def window_areas(pool: Callable[[torch.Tensor], torch.Tensor], size: Sequence[int]) -> torch.Tensor:
+    """How many elements each window of the averaging ``pool`` has: int64 of its output's shape, for inputs of ``size``.
+
+    Found out by averaging, along each axis, one image for each index in which only that index is 1.
+    """
+    areas = torch.ones((), dtype=torch.int64)
+    for axis, length in enumerate(size):
+        shape = [length if i == axis else 1 for i in range(len(size))]
+        images = torch.eye(length, dtype=torch.float64).reshape(length, 1, *shape).expand(length, 1, *size)
+        areas = areas * (pool(images)[:, 0] > 0).sum(0)
+    return areas
+
+
+def sums_of_means(means: torch.Tensor, areas: torch.Tensor) -> torch.Tensor:
+    """Eq. 27: the sums whose ``means`` float64 [N, C, ...] these are, each multiplied up to the common ``areas``; int64."""
+    common = math.lcm(*areas.flatten().tolist())
+    return torch.round(means * areas).long() * torch.div(common, areas, rounding_mode="floor")

@@ -17,7 +17,7 @@ from labkit.frontends.float_run import run_float
 from labkit.graph.ir import FloatGraph
 from labkit.quantization.batches import image_batches
 from labkit.quantization.observers import Observer, TensorStatistics
-from labkit.quantization.plan import tensor_names
+from labkit.quantization.plan import observed_names
 from labkit.quantization.ranges import RANGES, choose_range
 
 __all__ = ["Calibration", "calibrate"]
@@ -125,7 +125,7 @@ def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibr
         raise InputError(f"Calibration feeds one input, this network has {', '.join(graph.inputs)}.")
     name = graph.inputs[0]
     shape = graph[name].op.shape  # type: ignore[union-attr]
-    observers = {tensor: Observer(tensor) for tensor in tensor_names(graph)}
+    observers = {tensor: Observer(tensor) for tensor in observed_names(graph)}
 
     def observe(tensor: str, value: torch.Tensor) -> torch.Tensor:
         if tensor in observers:

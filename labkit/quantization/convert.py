@@ -21,14 +21,16 @@ from labkit.arithmetic.affine import (
 )
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.arithmetic.softmax import exponential_table
+from labkit.arithmetic.windows import common_area
 from labkit.errors import BoundError, QuantizationError
 from labkit.graph import float_ops, int_ops
 from labkit.graph.float_ops import Activation
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
-from labkit.graph.shapes import window_output
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan, tensor_names
+from labkit.quantization.tensors import output_tensor
 
 __all__ = ["convert", "quantize_bias", "quantize_weight"]
 
@@ -60,12 +62,15 @@ def convert(
     nodes: list[IntNode] = []
     for node in graph:
         inputs = [tensors[name] for name in node.inputs]
-        tensors[node.name] = _output(node, inputs, calibration, plan)
+        tensors[node.name] = output_tensor(node, inputs, calibration, plan)
         op = _operation(node, inputs, tensors[node.name], plan)
         nodes.append(IntNode(node.name, op, node.inputs, tensors[node.name], node.carries))
     taken = {*tensors, *(carried for node in graph for carried in node.carries)}
     outputs = []
     for index, name in enumerate(graph.outputs):
+        if tensors[name].is_index:  # it leaves as it is
+            outputs.append(name)
+            continue
         border = "output" if len(graph.outputs) == 1 else f"output_{index}"
         while border in taken:
             border += "_"
@@ -161,47 +166,6 @@ def _check_names(graph: FloatGraph, plan: BitPlan) -> None:
             )
 
 
-def _output(node: FloatNode, inputs: list[Tensor], calibration: Calibration, plan: BitPlan) -> Tensor:
-    """Shape, grid and scale of what ``node`` puts out."""
-    op = node.op
-    if isinstance(op, float_ops.Flatten):
-        return Tensor((int(np.prod(inputs[0].shape)),), inputs[0].spec, inputs[0].params)
-    if isinstance(op, float_ops.MaxPool2d):
-        return Tensor(_window_shape(op, inputs[0].shape), inputs[0].spec, inputs[0].params)
-    spec = plan.activation_spec(node.name)
-    if node.name not in calibration.ranges:
-        raise QuantizationError(
-            f"The calibration knows no tensor {node.name!r}; it has {', '.join(calibration.ranges)}. Calibrate this network."
-        )
-    try:
-        params = params_from_range(*calibration.ranges[node.name], spec)
-    except QuantizationError as error:
-        raise QuantizationError(f"{node.name}, activations: {error}") from error
-    if isinstance(op, float_ops.Input):
-        return Tensor(tuple(op.shape), spec, params)
-    if isinstance(op, float_ops.Conv2d | float_ops.AveragePool2d):
-        return Tensor(_window_shape(op, inputs[0].shape), spec, params)
-    if isinstance(op, float_ops.Linear):
-        return Tensor((*inputs[0].shape[:-1], op.weight.shape[0]), spec, params)
-    if isinstance(op, float_ops.Concat):
-        return Tensor((sum(t.shape[0] for t in inputs), *inputs[0].shape[1:]), spec, params)
-    return Tensor(inputs[0].shape, spec, params)
-
-
-def _window_shape(
-    op: float_ops.Conv2d | float_ops.MaxPool2d | float_ops.AveragePool2d, shape: tuple[int, ...]
-) -> tuple[int, ...]:
-    convolution = isinstance(op, float_ops.Conv2d)
-    kernel = op.weight.shape[2:] if isinstance(op, float_ops.Conv2d) else op.kernel
-    dilation = (1, 1) if isinstance(op, float_ops.AveragePool2d) else op.dilation
-    ceil_mode = op.ceil_mode if isinstance(op, float_ops.MaxPool2d) else False
-    channels = op.weight.shape[0] if convolution else shape[0]  # type: ignore[union-attr]
-    sizes = (
-        window_output(shape[1 + i], kernel[i], op.stride[i], op.padding[i], dilation[i], ceil_mode) for i in range(2)
-    )
-    return (channels, *sizes)
-
-
 def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitPlan) -> IntOp:
     op = node.op
     if isinstance(op, float_ops.Input):
@@ -210,6 +174,18 @@ def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitP
         return int_ops.Flatten()
     if isinstance(op, float_ops.MaxPool2d):
         return int_ops.MaxPool2d(op.kernel, op.stride, op.padding, op.dilation, op.ceil_mode)
+    if isinstance(op, float_ops.Pad):
+        return int_ops.Pad(op.padding)
+    if isinstance(op, float_ops.Reshape):
+        return int_ops.Reshape(op.shape)
+    if isinstance(op, float_ops.Transpose):
+        return int_ops.Transpose(op.axes)
+    if isinstance(op, float_ops.ArgMax):
+        return int_ops.ArgMax(op.axis, op.keepdims)
+    if isinstance(op, float_ops.Softmax):
+        spec, params = output.quantized
+        table, bits = exponential_table(float(inputs[0].quantized[1].scale)), (spec.qmax + 1).bit_length() - 1
+        return int_ops.Softmax(op.axis, table, bits, int(params.zero_point), (spec.qmin, spec.qmax))
     clamp = _clamp(node.activation, output)
     scales = [np.float64(t.quantized[1].scale) for t in inputs]
     target = np.float64(output.quantized[1].scale)
@@ -227,8 +203,14 @@ def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitP
         return int_ops.AveragePool2d(
             op.kernel, op.stride, op.padding, _requantizer(node.name, multiplier, output, clamp)
         )
+    if isinstance(op, float_ops.AdaptiveAveragePool2d):
+        height, width = (*(1, 1), *inputs[0].shape[1:])[-2:]
+        multiplier = scales[0] / (target * common_area(height, width, op.output_size))
+        return int_ops.AdaptiveAveragePool2d(op.output_size, _requantizer(node.name, multiplier, output, clamp))
     if isinstance(op, float_ops.Add):
         return _add(node.name, scales, target, output, clamp)
+    if isinstance(op, float_ops.Multiply):
+        return int_ops.Multiply(_requantizer(node.name, scales[0] * scales[1] / target, output, clamp))
     if isinstance(op, float_ops.Concat):
         return int_ops.Concat(tuple(_requantizer(node.name, scale / target, output, clamp) for scale in scales))
     assert isinstance(op, float_ops.Relu)

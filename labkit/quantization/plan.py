@@ -17,16 +17,24 @@ from labkit.files import write_atomically
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
 
-__all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "tensor_names"]
+__all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "observed_names", "tensor_names"]
 
 ACTIVATION_SCHEMES = ("affine", "symmetric")
 WEIGHT_RANGES = ("minmax", "3sigma")
-_KEEPS_SCALE = (float_ops.MaxPool2d, float_ops.Flatten)
+_KEEPS_SCALE = (
+    *(float_ops.MaxPool2d, float_ops.Flatten, float_ops.Pad, float_ops.Reshape, float_ops.Transpose),
+    float_ops.ArgMax,  # an index has no scale; it depends on that of its input
+)
 
 
 def tensor_names(graph: FloatGraph) -> tuple[str, ...]:
-    """The nodes of a simplified ``graph`` whose results have a range of their own: all but max-pool and flatten."""
+    """The nodes of a simplified ``graph`` whose results have a range of their own: all but those that only move numbers."""
     return tuple(node.name for node in graph if not isinstance(node.op, _KEEPS_SCALE))
+
+
+def observed_names(graph: FloatGraph) -> tuple[str, ...]:
+    """Those of `tensor_names` in ``graph`` whose range depends on images: the results of a softmax lie in 0..1."""
+    return tuple(name for name in tensor_names(graph) if not isinstance(graph[name].op, float_ops.Softmax))
 
 
 @dataclass(frozen=True)
@@ -180,7 +188,7 @@ class BitPlan:
 
 
 def _scale_owner(graph: FloatGraph, name: str) -> str:
-    """The node whose range the result of ``name`` has: itself, or what a max-pool or flatten took it from."""
+    """The node whose range the result of ``name`` has: itself, or what a max-pool, flatten, pad, ... took it from."""
     node = graph[name]
     return _scale_owner(graph, node.inputs[0]) if isinstance(node.op, _KEEPS_SCALE) else name
 

@@ -68,6 +68,8 @@ def run_simulated(
     """
 
     def rounded(name: str, value: torch.Tensor) -> torch.Tensor:
+        if net[name].output.is_index:
+            return value
         spec, params = net[name].output.quantized
         scale, zero_point = float(params.scale), int(params.zero_point)
         q = torch.round(value / scale).clamp_(spec.qmin - zero_point, spec.qmax - zero_point)

@@ -85,7 +85,7 @@ def on_a_binary_grid(module: nn.Module, bits: int, seed: int = 0) -> nn.Module:
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
-            if isinstance(part, nn.Conv2d | nn.Linear):
+            if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear):
                 # Coarse but for the largest: wherever that one meets a zero, the sum has many trailing zero bits.
                 drawn = torch.randint(-3, 4, part.weight.shape, generator=random).float() * 2 ** (bits - 3)
                 drawn.flatten(1)[:, 0] = 2 ** (bits - 1) - 1

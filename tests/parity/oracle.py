@@ -16,6 +16,10 @@ from labkit.graph.ir import IntGraph, IntNode
 
 __all__ = ["conv_element", "nearest", "tie_count"]
 
+_MULTIPLIES_NOTHING = (
+    int_ops.ArgMax | int_ops.Softmax | int_ops.Flatten | int_ops.Pad | int_ops.Reshape | int_ops.Transpose
+)
+
 
 def nearest(value: Fraction) -> int:
     """The nearest integer, ties up."""
@@ -54,7 +58,7 @@ def conv_element(graph: IntGraph, name: str, x: NDArray[Any], index: tuple[int, 
 def tie_count(graph: IntGraph, node: IntNode, trace: dict[str, NDArray[Any]]) -> int:
     """How many sums of ``node`` lie exactly between two integers after scaling, and not beyond the clamp."""
     op: Any = node.op
-    if isinstance(op, int_ops.Quantize | int_ops.Dequantize | int_ops.MaxPool2d | int_ops.Flatten):
+    if isinstance(op, int_ops.Quantize | int_ops.Dequantize | int_ops.MaxPool2d | _MULTIPLIES_NOTHING):
         return 0
     inputs = [
         torch.from_numpy(trace[name].astype(np.float64)) - int(graph[name].output.quantized[1].zero_point)
@@ -63,11 +67,15 @@ def tie_count(graph: IntGraph, node: IntNode, trace: dict[str, NDArray[Any]]) ->
     if isinstance(op, int_ops.Add):
         pairs = [(inputs[0] * int(op.multipliers[0]) + inputs[1] * int(op.multipliers[1]), None)]
         return _halves(pairs[0][0].long(), torch.tensor(1), torch.tensor(op.shift), op.zero_point, op.clamp)
+    if isinstance(op, int_ops.Multiply):
+        return _requantized_halves((inputs[0] * inputs[1]).long(), op.requantizer)
     if isinstance(op, int_ops.Concat):
         return sum(
             _requantized_halves(x.long(), requantizer) for x, requantizer in zip(inputs, op.requantizers, strict=True)
         )
     x = inputs[0]
+    if x.ndim == 3:
+        x = x.unsqueeze(2)  # a sequence: an image of height 1
     if isinstance(op, int_ops.Conv2d):
         (top, bottom), (left, right) = op.padding
         weight = torch.from_numpy(op.weight.values.astype(np.float64))
@@ -75,6 +83,8 @@ def tie_count(graph: IntGraph, node: IntNode, trace: dict[str, NDArray[Any]]) ->
         x = x + torch.tensor(op.bias).double().reshape(-1, 1, 1)
     elif isinstance(op, int_ops.Linear):
         x = x @ torch.from_numpy(op.weight.values.astype(np.float64)).T + torch.tensor(op.bias).double()
+    elif isinstance(op, int_ops.AdaptiveAveragePool2d):
+        return 0
     elif isinstance(op, int_ops.AveragePool2d):
         (top, bottom), (left, right) = op.padding
         x = F.avg_pool2d(F.pad(x, (left, right, top, bottom)), op.kernel, op.stride) * (op.kernel[0] * op.kernel[1])

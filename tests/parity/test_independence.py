@@ -38,7 +38,7 @@ def forbidden(names: set[str]) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", ["torch_arithmetic", "emulate_torch"])
+@pytest.mark.parametrize("name", ["torch_arithmetic", "torch_kinds", "emulate_torch"])
 def test_emulation_imports_nothing_that_it_judges(name: str) -> None:
     assert not forbidden(imported(ast.parse((PARITY / f"{name}.py").read_text("utf-8"))))
 

@@ -36,18 +36,20 @@ def assert_whole_and_equal(net: IntegerNet, report: ParityReport, number: int, p
 
 def sizes(op: int_ops.IntOp) -> dict[str, int]:
     """How many numbers each parameter of ``op`` has."""
-    if isinstance(op, int_ops.Dequantize):
+    if isinstance(op, int_ops.Dequantize | int_ops.ArgMax):
         return {}
     found: dict[str, int] = {"scale": 1, "zero_point": 1, "grid": 2}
     if isinstance(op, int_ops.Conv2d | int_ops.Linear):
         scales = op.weight.params.scale.size
         found |= {"weight": op.weight.values.size, "bias": op.bias.size, "clamp": 2, "weight_grid": 2}
         found |= dict.fromkeys(("weight_scale", "weight_zero_point", "mantissa", "exponent"), scales)
-    elif isinstance(op, int_ops.AveragePool2d | int_ops.Requantize):
+    elif isinstance(op, int_ops.AveragePool2d | int_ops.AdaptiveAveragePool2d | int_ops.Multiply | int_ops.Requantize):
         found |= {"clamp": 2, "mantissa": 1, "exponent": 1}
     elif isinstance(op, int_ops.Concat):
         parts = len(op.requantizers)
         found |= {"clamp": 2 * parts, "mantissa": parts, "exponent": parts}
+    elif isinstance(op, int_ops.Softmax):
+        found |= {"clamp": 2, "table": 256, "bits": 1}
     elif isinstance(op, int_ops.Add):
         found |= {"clamp": 2, "multipliers": 2, "shift": 1}
     return found
@@ -99,7 +101,7 @@ def test_ties_do_occur(plan: str) -> None:
                 ties[kind] = ties.get(kind, 0) + tie_count(net.graph, node, trace)
             _, params = net.graph[net.graph.inputs[0]].output.quantized
             ties["Quantize"] += int((np.abs(x / params.scale) % 1 == 0.5).sum())
-    kinds = {"Quantize", "Conv2d", "Linear", "AveragePool2d", "Add", "Concat"}
+    kinds = {"Quantize", "Conv2d", "Linear", "AveragePool2d", "Add", "Multiply", "Concat"}
     if plan == "W4A4":  # from 4 bits to 8; elsewhere a ReLU of its own multiplies by a whole power of two
         kinds.add("Requantize")
     print(ties)
@@ -117,6 +119,10 @@ def test_eight_bits_are_close_to_the_float_network(name: str) -> None:
     got = net.run(x, kernels="reference")
     outputs = list(got.values()) if isinstance(got, dict) else [got]
     for real, integer in zip(wanted, outputs, strict=True):
+        if integer.dtype == np.int32:  # classes, which a rounded logit can change
+            assert (real == integer).mean() > 0.85
+            assert len(np.unique(integer)) > 2
+            continue
         noise = np.square(real - integer).mean()
         assert 10 * np.log10(np.square(real).mean() / noise) > 25
         assert len(np.unique(integer)) > 20

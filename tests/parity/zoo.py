@@ -366,10 +366,187 @@ CASES = (
         ("x", "conv", "unused", "norm"),
         dead=("unused",),
     ),
+    Case(
+        "squeeze and excite",
+        lambda: net(
+            lambda s, x: s.last((lambda y: y * F.relu6(s.up(s.down(s.pool(y)))))(F.relu(s.conv(x)))),
+            conv=conv(3, 6),
+            pool=nn.AdaptiveAvgPool2d(1),
+            down=_scaled(conv(6, 3, 1, 0), 3.0),
+            up=_shifted(conv(3, 6, 1, 0), 1.0),
+            last=conv(6, 4),
+        ),
+        ("x", "conv", "relu", "pool", "down", "up", "relu6", "mul", "last"),
+    ),
+    Case(
+        "products",
+        lambda: net(
+            lambda s, x: (lambda y, g: F.relu(torch.mul(g, y)).mul(y * y))(s.conv(x), s.gate(x)),
+            conv=conv(3, 4),
+            gate=conv(3, 4, 8, 0),
+        ),
+        ("x", "conv", "gate", "mul", "relu", "mul_1", "mul_2"),
+    ),
+    Case(
+        "zeros around images",
+        lambda: net(
+            lambda s, x: s.fc(F.pad(s.pool(s.wide(s.one(s.pad(x)))), (0, 1), "constant", 0).flatten(1)),
+            pad=nn.ZeroPad2d((1, 0, 2, 1)),
+            one=conv(3, 4, 3, 0),
+            wide=nn.ConstantPad2d((0, 1, 0, 1), 0.0),
+            pool=nn.MaxPool2d(2),
+            fc=nn.Linear(100, 5),
+        ),
+        ("x", "pad", "one", "wide", "pool", "pad_1", "flatten", "fc"),
+    ),
+    Case(
+        "padding that differs by side",
+        lambda: net(
+            lambda s, x: s.two(F.pad(F.relu(s.one(F.pad(x, (0, 1, 0, 1)))), (2, 1, 0, 3))),
+            one=conv(3, 4, 3, 0, stride=2),
+            two=conv(4, 3, (3, 2), (1, 0)),
+        ),
+        ("x", "pad", "one", "relu", "pad_1", "two"),
+    ),
+    Case(
+        "channel shuffle",
+        lambda: net(
+            lambda s, x: s.b(
+                (lambda y: y.view(y.size(0), 2, 3, 8, 8).transpose(1, 2).contiguous().view(-1, 6, 8, 8))(s.a(x))
+            ),
+            a=conv(3, 6),
+            b=conv(6, 4, groups=2),
+        ),
+        ("x", "a", "view", "transpose", "contiguous", "view_1", "b"),
+    ),
+    Case(
+        "moved axes",
+        lambda: net(
+            lambda s, x: s.fc(
+                torch.permute(s.conv(x).permute(0, 2, 3, 1).transpose(-1, 2), (0, 2, 1, 3))
+                .unsqueeze(2)
+                .squeeze(2)
+                .reshape(-1, 256)
+            ),
+            conv=conv(),
+            fc=nn.Linear(256, 5),
+        ),
+        ("x", "conv", "permute", "transpose", "permute_1", "unsqueeze", "squeeze", "reshape", "fc"),
+    ),
+    Case(
+        "orders that change nothing",
+        lambda: net(
+            lambda s, x: s.fc(torch.transpose(s.conv(x).permute(0, 1, 2, 3).reshape(-1, 4, 8, 8), 2, 2).flatten(1)),
+            conv=conv(),
+            fc=nn.Linear(256, 5),
+        ),
+        ("x", "conv", "permute", "reshape", "transpose", "flatten", "fc"),
+    ),
+    Case(
+        "sequences",
+        lambda: row(
+            flat=nn.Flatten(2),
+            conv1=nn.Conv1d(3, 6, 5, padding=2, stride=2),
+            bn1=nn.BatchNorm1d(6),
+            relu1=nn.ReLU(),
+            pool=nn.MaxPool1d(3, 2, padding=1),
+            conv2=nn.Conv1d(6, 6, 3, padding="same", groups=6, bias=False),
+            bn2=nn.BatchNorm1d(6),
+            relu2=nn.ReLU6(),
+            mean=nn.AvgPool1d(2, padding=1),
+            pad=nn.ZeroPad1d((2, 1)),
+            bn3=nn.BatchNorm1d(6),
+            conv3=nn.Conv1d(6, 8, 3, dilation=2),
+            last=nn.AdaptiveAvgPool1d(4),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(32, 5),
+        ),
+        (
+            *(
+                "input_1",
+                "flat",
+                "conv1",
+                "bn1",
+                "relu1",
+                "pool",
+                "conv2",
+                "bn2",
+                "relu2",
+                "mean",
+                "pad",
+                "bn3",
+                "conv3",
+            ),
+            *("last", "flatten", "fc"),
+        ),
+    ),
+    Case(
+        "functions of sequences",
+        lambda: net(
+            lambda s, x: (
+                lambda y: s.b(torch.cat([F.max_pool1d(y, 2), F.avg_pool1d(y, 2)], 1)) * s.gate(y).mean(2, True)
+            )(s.a(x.reshape(x.size(0), 12, -1))),
+            a=nn.Conv1d(12, 4, 3, padding=1),
+            b=nn.Conv1d(8, 4, 1),
+            gate=nn.Conv1d(4, 4, 3),
+        ),
+        ("x", "reshape", "a", "max_pool1d", "avg_pool1d", "cat", "b", "gate", "mean", "mul"),
+    ),
+    Case(
+        "softmax of an image",
+        lambda: net(
+            lambda s, x: (lambda y: (s.last(F.softmax(y, dim=1)), y.softmax(-1), y.argmax(dim=1, keepdim=True)))(
+                s.conv(x)
+            ),
+            conv=_scaled(conv(3, 5), 8.0),
+            last=_scaled(conv(5, 3), 4.0),
+        ),
+        ("x", "conv", "softmax", "last", "softmax_1", "argmax"),
+    ),
+    Case(
+        "shares and classes",
+        lambda: net(
+            lambda s, x: (lambda y: (s.shares(y), torch.argmax(y, 1)))(s.fc(x.flatten(1))),
+            fc=_sharp(nn.Linear(192, 6), 3.0),
+            shares=nn.Softmax(dim=1),
+        ),
+        ("x", "flatten", "fc", "shares", "argmax"),
+    ),
+    Case(
+        "attention over places",
+        lambda: net(
+            lambda s, x: s.fc((lambda y: s.shares(y.flatten(2)) * y.flatten(2))(s.conv(x)).reshape(-1, 256)),
+            conv=_scaled(conv(3, 4), 6.0),
+            shares=nn.Softmax(-1),
+            fc=nn.Linear(256, 5),
+        ),
+        ("x", "conv", "flatten", "shares", "flatten_1", "mul", "reshape", "fc"),
+    ),
+    Case(
+        "adaptive pooling that does not divide",
+        lambda: net(
+            lambda s, x: s.fc(F.adaptive_avg_pool1d(F.relu(s.uneven(s.conv(x))).flatten(2), 4).flatten(1)),
+            conv=conv(3, 6),
+            uneven=nn.AdaptiveAvgPool2d((3, 5)),
+            fc=nn.Linear(24, 5),
+        ),
+        ("x", "conv", "uneven", "relu", "flatten", "adaptive_avg_pool1d", "flatten_1", "fc"),
+    ),
     Case("tiny weights under an ordinary bias", _tiny_weights, ("input_1", "conv", "relu", "last")),
 )
 
 
+def _sharp(layer: nn.Linear, factor: float) -> nn.Linear:
+    layer.weight.data *= factor
+    return layer
+
+
 def _scaled(layer: nn.Conv2d, factor: float) -> nn.Conv2d:
     layer.weight.data *= factor
+    return layer
+
+
+def _shifted(layer: nn.Conv2d, by: float) -> nn.Conv2d:
+    assert layer.bias is not None
+    layer.bias.data += by
     return layer

@@ -1,26 +1,29 @@
 """Convolution and fully connected layers on the register tile. See `reference.conv2d` for what they compute.
 
-Activations are int16 with their zero point subtracted, in buffers (N, H, W, C) whose border is real 0 = integer 0, so
-that padding needs no test. Weights come from `packing.pack_panels`, constants from `packing.pack_epilogue`.
+Activations lie in buffers (N, H, W, C) whose border is real 0, so that padding needs no test: as int16 with their zero
+point subtracted, or as bytes, from 0 for the lowest number of the grid on. Of bytes the tile sums ``(x + z) * w``, where
+z is the byte that stands for 0; the surplus ``z * sum(w)`` is a number for each channel and part of the bias. Weights
+come from `packing.pack_panels`, constants from `packing.pack_epilogue`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.requantize import RoundingRule
-from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, unfinished
-from labkit.kernels.fast.tile import PANELS, Registers, tile_of
+from labkit.kernels.fast.finish import CHANNELS, Finish, finish_for
+from labkit.kernels.fast.shares import share
+from labkit.kernels.fast.tile import PANELS, Dot, Registers, tile_of
 from labkit.kernels.jit import jit
 
-__all__ = ["BLOCK", "CONV2D", "CONV2D_SUMS", "LINEAR_ONE", "Windows", "byte_offsets", "fill_tables"]
+__all__ = ["BLOCK", "Windows", "byte_offsets", "conv2d_kernel", "fill_tables", "linear_one_kernel"]
 
-BLOCK = 48  # output positions that share one pass over the weights: their windows stay in the first-level cache
+BLOCK = 60  # output positions that share one pass over the weights: their windows stay in the first-level cache
 
 Array = NDArray[Any]
 
@@ -43,20 +46,16 @@ class Windows(NamedTuple):
 
 
 @jit
-def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, positions: int, first: int, count: int) -> int:
+def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int, count: int, left: int) -> None:
     """Addresses of ``count`` windows of ``x`` and of their results in ``y``, from position ``first`` on.
 
-    ``tables`` is int64 [2, BLOCK]. The last address is repeated up to whole tiles of ``positions``: a position computed
-    twice is written twice with the same numbers. Returns the number of tiles.
+    ``tables`` is int64 [2, BLOCK]. Only ``left`` positions are there; the last is repeated where ``count`` is more: a
+    position computed twice is written twice with the same numbers.
     """
     image, rest = divmod(first, windows.height * windows.width)
     i, j = divmod(rest, windows.width)
-    tiles = (count + positions - 1) // positions
-    for at in range(tiles * positions):
-        if at >= count:
-            tables[0, at] = tables[0, count - 1]
-            tables[1, at] = tables[1, count - 1]
-            continue
+    there = min(count, left)
+    for at in range(there):
         row, column = windows.top + i * windows.stride_h, windows.left + j * windows.stride_w
         tables[0, at] = x.ctypes.data + image * x.strides[0] + row * x.strides[1] + column * x.strides[2]
         row, column = windows.into_top + i, windows.into_left + j
@@ -68,14 +67,19 @@ def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, positions: 
             if i == windows.height:
                 i = 0
                 image += 1
-    return tiles
+    for at in range(there, count):
+        tables[0, at] = tables[0, there - 1]
+        tables[1, at] = tables[1, there - 1]
 
 
-def _conv2d(registers: Registers, finish: Finish, name: str) -> Callable[..., int]:
-    positions = registers.positions
-    fused_tile = tile_of(registers, positions, 1, finish)
+def _conv2d(registers: Registers, dot: Dot, is_wide: bool, finish: Finish, name: str) -> Callable[..., int]:
+    positions, at_once = registers.wide if is_wide else (registers.positions, 1)
+    tile = tile_of(registers, dot, positions, at_once, finish)
+    tiles_of_block = BLOCK // positions
 
     def conv2d(
+        part: int,
+        parts: int,
         images: int,
         x: Array,
         y: Array,
@@ -86,83 +90,64 @@ def _conv2d(registers: Registers, finish: Finish, name: str) -> Callable[..., in
         clamp: tuple[int, int],
         windows: Windows,
     ) -> int:
-        """Convolution with bias, requantization and clamp fused into the tile.
+        """Convolution with bias, requantization and clamp fused into the tile, or int32 sums without them.
 
-        x, y : int16 [N, H, W, C], the input's and the output's buffer
+        part, parts : the share of this call: of the blocks of positions, or where they are few of the panels too
+        x, y : int16 or uint8 [N, H, W, C] (y int32 for sums), the input's and the output's buffer
         tables : int64 [2, BLOCK], scratch
-        panels, epilogue : packed weights and constants
+        panels, epilogue : packed weights and constants; the latter is not looked at for sums
         runs : int64, byte offset of each run from the start of a window
-        clamp : lowest and highest result, zero point subtracted
+        clamp : lowest and highest result, as they are stored
         """
         outputs = images * windows.height * windows.width
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-        steps = panels.shape[2]
-        for first in range(0, outputs, BLOCK):
-            tiles = fill_tables(tables, x, y, windows, positions, first, min(BLOCK, outputs - first))
-            for p in range(panels.shape[0]):
+        steps, width = panels.shape[2], CHANNELS * y.itemsize
+        tiles = (outputs + positions - 1) // positions
+        blocks = (tiles + tiles_of_block - 1) // tiles_of_block
+        groups = (panels.shape[0] + at_once - 1) // at_once
+        chunks = 1 if blocks >= parts else min(groups, (parts + blocks - 1) // blocks)
+        first_unit, end_unit = share(blocks * chunks, part, parts)
+        for unit in range(first_unit, end_unit):
+            block, chunk = unit // chunks, unit % chunks
+            first = tiles * block // blocks * positions
+            count = tiles * (block + 1) // blocks * positions - first
+            fill_tables(tables, x, y, windows, first, count, outputs - first)
+            written = 0
+            for group in range(groups * chunk // chunks, groups * (chunk + 1) // chunks):
+                p = min(
+                    group * at_once, panels.shape[0] - at_once
+                )  # the last group may reach back: the same numbers again
+                for at in range(count):
+                    tables[1, at] += p * width - written
+                written = p * width
                 panel = panels.ctypes.data + p * panels.strides[0]
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]
-                for at in range(0, tiles * positions, positions):
-                    fused_tile(
+                for at in range(0, count, positions):
+                    tile(
+                        y,
+                        panels,
                         sources + 8 * at,
                         targets + 8 * at,
                         runs.ctypes.data,
                         runs.shape[0],
                         steps,
-                        panels,
                         panel,
                         constants,
                         clamp[0],
                         clamp[1],
                     )
-                for at in range(tiles * positions):
-                    tables[1, at] += CHANNELS * y.itemsize
         return 0
 
     conv2d.__name__ = conv2d.__qualname__ = name
     return jit(conv2d)
 
 
-def _conv2d_sums(registers: Registers, name: str) -> Callable[..., int]:
-    positions = registers.positions
-    sums_tile = tile_of(registers, positions, 1, unfinished)
-
-    def conv2d_sums(
-        images: int, x: Array, sums: Array, tables: Array, panels: Array, runs: Array, windows: Windows
-    ) -> int:
-        """As `_conv2d`, but leaves int32 ``sums`` [N, H', W', C] without bias, for rounding rules that the tile has not."""
-        outputs = images * windows.height * windows.width
-        sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-        steps = panels.shape[2]
-        for first in range(0, outputs, BLOCK):
-            tiles = fill_tables(tables, x, sums, windows, positions, first, min(BLOCK, outputs - first))
-            for p in range(panels.shape[0]):
-                panel = panels.ctypes.data + p * panels.strides[0]
-                for at in range(0, tiles * positions, positions):
-                    sums_tile(
-                        sources + 8 * at,
-                        targets + 8 * at,
-                        runs.ctypes.data,
-                        runs.shape[0],
-                        steps,
-                        panels,
-                        panel,
-                        0,
-                        0,
-                        0,
-                    )
-                for at in range(tiles * positions):
-                    tables[1, at] += CHANNELS * sums.itemsize
-        return 0
-
-    conv2d_sums.__name__ = conv2d_sums.__qualname__ = name
-    return jit(conv2d_sums)
-
-
-def _linear_one(registers: Registers, finish: Finish, name: str) -> Callable[..., int]:
-    single_tile, wide_tile = tile_of(registers, 1, 1, finish), tile_of(registers, 1, PANELS, finish)
+def _linear_one(registers: Registers, dot: Dot, finish: Finish, name: str) -> Callable[..., int]:
+    wide_tile, single_tile = (tile_of(registers, dot, 1, panels, finish) for panels in (PANELS, 1))
 
     def linear_one(
+        part: int,
+        parts: int,
         images: int,
         x: Array,
         y: Array,
@@ -173,46 +158,43 @@ def _linear_one(registers: Registers, finish: Finish, name: str) -> Callable[...
         clamp: tuple[int, int],
         windows: Windows,
     ) -> int:
-        """As `_conv2d`, for a fully connected layer and a single image: each weight is used once, four panels at a time."""
+        """As `_conv2d` for a single position: a fully connected layer of one image, four panels at a time."""
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-        fill_tables(tables, x, y, windows, 1, 0, 1)
-        steps, run, low, high = panels.shape[2], runs.ctypes.data, clamp[0], clamp[1]
+        fill_tables(tables, x, y, windows, 0, 1, 1)
+        steps, run, width = panels.shape[2], runs.ctypes.data, CHANNELS * y.itemsize
+        groups = (panels.shape[0] + PANELS - 1) // PANELS
+        first, end = share(groups, part, parts)
+        start = tables[1, 0]
+        for p in range(first * PANELS, min(end * PANELS, panels.shape[0] - PANELS + 1), PANELS):
+            tables[1, 0] = start + p * width
+            panel = panels.ctypes.data + p * panels.strides[0]
+            constants = epilogue.ctypes.data + p * epilogue.strides[0]
+            wide_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, constants, clamp[0], clamp[1])
         whole = panels.shape[0] - panels.shape[0] % PANELS
-        for p in range(0, whole, PANELS):
+        for p in range(max(first * PANELS, whole), min(end * PANELS, panels.shape[0])):
+            tables[1, 0] = start + p * width
             panel = panels.ctypes.data + p * panels.strides[0]
             constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            wide_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
-            tables[1, 0] += PANELS * CHANNELS * y.itemsize
-        for p in range(whole, panels.shape[0]):
-            panel = panels.ctypes.data + p * panels.strides[0]
-            constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            single_tile(sources, targets, run, runs.shape[0], steps, panels, panel, constants, low, high)
-            tables[1, 0] += CHANNELS * y.itemsize
+            single_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, constants, clamp[0], clamp[1])
         return 0
 
     linear_one.__name__ = linear_one.__qualname__ = name
     return jit(linear_one)
 
 
-# By the registers and the rounding rule
-Kernels = Mapping[tuple[Registers, RoundingRule], Callable[..., int]]
-CONV2D: Kernels = MappingProxyType(
-    {
-        (registers, rule): _conv2d(registers, finish, f"conv2d_{registers.value}_{rule.value}")
-        for registers in Registers
-        for rule, finish in FINISHES.items()
-    }
-)
-LINEAR_ONE: Kernels = MappingProxyType(
-    {
-        (registers, rule): _linear_one(registers, finish, f"linear_one_{registers.value}_{rule.value}")
-        for registers in Registers
-        for rule, finish in FINISHES.items()
-    }
-)
-CONV2D_SUMS: Mapping[Registers, Callable[..., int]] = MappingProxyType(
-    {registers: _conv2d_sums(registers, f"conv2d_{registers.value}_sums") for registers in Registers}
-)
+@cache
+def conv2d_kernel(registers: Registers, dot: Dot, panels: int, rule: RoundingRule | None) -> Callable[..., int]:
+    """The convolution kernel for so many ``panels``, finished by ``rule``, or leaving int32 sums where it is None."""
+    is_wide = panels >= registers.wide[1] > 1
+    name = f"conv2d_{registers.value}_{dot.value}_{'wide' if is_wide else 'narrow'}_{rule.value if rule else 'sums'}"
+    return _conv2d(registers, dot, is_wide, finish_for(rule), name)
+
+
+@cache
+def linear_one_kernel(registers: Registers, dot: Dot, rule: RoundingRule) -> Callable[..., int]:
+    """The kernel for a fully connected layer of one image, finished by ``rule``."""
+    name = f"linear_one_{registers.value}_{dot.value}_{rule.value}"
+    return _linear_one(registers, dot, finish_for(rule), name)
 
 
 def byte_offsets(

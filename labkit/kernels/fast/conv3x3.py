@@ -6,33 +6,34 @@ each plane is multiplied by that plane's weights on the register tile, and the p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from numpy.typing import NDArray
 
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast.conv import BLOCK, Windows
-from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, unfinished
+from labkit.kernels.fast.finish import CHANNELS, Finish, finish_for
 from labkit.kernels.fast.packing import rounded_up
+from labkit.kernels.fast.shares import share
 from labkit.kernels.fast.tile import Registers, product_of
 from labkit.kernels.fast.transform import inputs_of, outputs_of
 from labkit.kernels.fast.winograd import F2, F4, Transform
 from labkit.kernels.jit import jit
 
-__all__ = ["CONV3X3", "CONV3X3_SUMS", "plane_shapes", "tiles_at_once"]
+__all__ = ["conv3x3_kernel", "plane_shapes", "tiles_at_once"]
 
 Array = NDArray[Any]
 
 _PATCH_BYTES = 1 << 18  # of transformed patches taken together: with the weights of a panel they stay in the cache
-_FEWEST = 12  # but enough of them to use each weight several times
+FEWEST = 12  # but enough of them to use each weight several times
 
 
 def tiles_at_once(transform: Transform, lanes: int) -> int:
     """How many tiles to take together where pixels have ``lanes`` channels."""
     patch_bytes = transform.points**2 * lanes * 2
-    return min(BLOCK, max(_FEWEST, _PATCH_BYTES // patch_bytes))
+    return min(BLOCK, max(FEWEST, _PATCH_BYTES // patch_bytes))
 
 
 def plane_shapes(transform: Transform, lanes: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -116,6 +117,8 @@ def _kernel(registers: Registers, transform: Transform, finish: Finish, name: st
     transform_inputs, transform_outputs = inputs_of(transform), outputs_of(transform, finish, registers.lanes)
 
     def conv3x3(
+        part: int,
+        parts: int,
         images: int,
         x: Array,
         y: Array,
@@ -128,30 +131,36 @@ def _kernel(registers: Registers, transform: Transform, finish: Finish, name: st
         at_once: int,
         windows: Windows,
     ) -> int:
-        """The convolution of `conv.CONV2D`, or that of `conv.CONV2D_SUMS`.
+        """The convolution of `conv.conv2d_kernel`.
 
-        x, y : int16 [N, H, W, C] (y int32 for sums), the input's and the output's buffer
+        part, parts : the share of this call
+        x, y : int16 or uint8 [N, H, W, C] (y int32 for sums), the input's and the output's buffer
         patches, sums : int16 and int32, scratch of `plane_shapes`; tables : int64 [2, BLOCK], scratch
         panels : of `winograd.pack_planes`
-        epilogue, clamp : as `conv.CONV2D`; not looked at for sums
+        epilogue, clamp : as `conv.conv2d_kernel`; not looked at for sums
         at_once : tiles that are taken together
         """
         tiles = images * ((windows.height + size - 1) // size) * ((windows.width + size - 1) // size)
         blocks = (tiles + at_once - 1) // at_once
+        if parts > 1:
+            blocks = max(blocks, min(parts, tiles // FEWEST))
         lanes = x.shape[3]
-        for block in range(blocks):  # all but equally large
+        first_block, end_block = share(blocks, part, parts)
+        for block in range(first_block, end_block):  # all but equally large
             first = tiles * block // blocks
             count = tiles * (block + 1) // blocks - first
             _fill_tables(tables, x, y, windows, size, first, count)
             for at in range(count):
                 target = patches.ctypes.data + 2 * lanes * at
-                for c in range(0, 2 * lanes, 2 * CHANNELS):
-                    transform_inputs(tables[0, at] + c, x.strides[1], x.strides[2], target + c, patches.strides[0])
+                for c in range(0, lanes, CHANNELS):
+                    source = tables[0, at] + c * x.itemsize
+                    transform_inputs(x, source, x.strides[1], x.strides[2], target + 2 * c, patches.strides[0])
             for p in range(panels.shape[0]):
                 multiply(patches, sums, panels[p], count)
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]
                 for at in range(count):
                     transform_outputs(
+                        y,
                         sums.ctypes.data + 4 * CHANNELS * at,
                         sums.strides[0],
                         tables[1, at],
@@ -168,23 +177,11 @@ def _kernel(registers: Registers, transform: Transform, finish: Finish, name: st
     return jit(conv3x3)
 
 
-_TRANSFORMS = {"f2": F2, "f4": F4}
+_TRANSFORMS = {F2: "f2", F4: "f4"}
 
-# Finished in registers, by registers, transform and rounding rule; int32 sums without bias, by registers and transform
-CONV3X3: Mapping[tuple[Registers, Transform, RoundingRule], Callable[..., int]] = MappingProxyType(
-    {
-        (registers, transform, rule): _kernel(
-            registers, transform, finish, f"conv3x3_{name}_{registers.value}_{rule.value}"
-        )
-        for registers in Registers
-        for name, transform in _TRANSFORMS.items()
-        for rule, finish in FINISHES.items()
-    }
-)
-CONV3X3_SUMS: Mapping[tuple[Registers, Transform], Callable[..., int]] = MappingProxyType(
-    {
-        (registers, transform): _kernel(registers, transform, unfinished, f"conv3x3_{name}_{registers.value}_sums")
-        for registers in Registers
-        for name, transform in _TRANSFORMS.items()
-    }
-)
+
+@cache
+def conv3x3_kernel(registers: Registers, transform: Transform, rule: RoundingRule | None) -> Callable[..., int]:
+    """The kernel for ``transform``, finished in registers by ``rule``, or leaving int32 sums where it is None."""
+    name = f"conv3x3_{_TRANSFORMS[transform]}_{registers.value}_{rule.value if rule else 'sums'}"
+    return _kernel(registers, transform, finish_for(rule), name)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.conv import BLOCK, Windows, fill_tables
-from labkit.kernels.fast.finish import CHANNELS, FINISHES, VECTORS, Finish, Sums, unfinished
+from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, Sums, unfinished
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = ["DEPTHWISE", "DEPTHWISE_SUMS", "tap_offsets"]
@@ -28,13 +29,16 @@ Array = NDArray[Any]
 Values = list[ir.Value]
 
 POSITIONS = 6  # of a tile: 12 vectors of sums
+VECTORS = CHANNELS // simd.LANES
 
 
 def _depthwise_tile(finish: Finish) -> Any:
     @intrinsic
-    def tile(typing_context, sources, targets, taps, pairs, weights, epilogue, low, high):  # type: ignore[no-untyped-def]
+    def tile(typing_context, x, y, sources, targets, taps, pairs, weights, epilogue, low, high):  # type: ignore[no-untyped-def]
+        come, stored = simd.stored_type(x.dtype), simd.stored_type(y.dtype)
+
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            sources, targets, taps, pairs, weights, *rest = arguments
+            _, _, sources, targets, taps, pairs, weights, *rest = arguments
 
             def table(start: ir.Value) -> Values:
                 return [simd.load(builder, simd.add_bytes(builder, start, 8 * r), simd.I64) for r in range(POSITIONS)]
@@ -49,7 +53,7 @@ def _depthwise_tile(finish: Finish) -> Any:
                     for v in range(VECTORS)
                 ]
                 for r, position in enumerate(positions):
-                    pixels = [simd.load(builder, builder.add(position, offset), simd.V16I16) for offset in offsets]
+                    pixels = [simd.load_centred(builder, builder.add(position, at), come, None) for at in offsets]
                     for v, mixed in enumerate(simd.interleave(builder, *pixels)):
                         at = r * VECTORS + v
                         sums[at] = builder.add(sums[at], simd.pair_dot(builder, mixed, both[v]))
@@ -60,10 +64,10 @@ def _depthwise_tile(finish: Finish) -> Any:
             sums: Sums = {
                 (r, 0): simd.in_order(builder, *totals[r * VECTORS : (r + 1) * VECTORS]) for r in range(POSITIONS)
             }
-            finish(builder, sums, table(targets), rest)
+            finish(builder, sums, table(targets), rest, stored)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(x, y, *[types.int64] * 8), generate
 
     return tile
 
@@ -72,6 +76,8 @@ def _kernel(finish: Finish, name: str) -> Callable[..., int]:
     tile = _depthwise_tile(finish)
 
     def depthwise(
+        part: int,
+        parts: int,
         images: int,
         x: Array,
         y: Array,
@@ -84,20 +90,25 @@ def _kernel(finish: Finish, name: str) -> Callable[..., int]:
     ) -> int:
         """One filter for each channel, for a kernel of any size.
 
-        x, y : int16 [N, H, W, C] (y int32 for sums), the input's and the output's buffer
+        part, parts : the share of this call
+        x, y : int16 or uint8 [N, H, W, C] (y int32 for sums), the input's and the output's buffer
         tables : int64 [2, BLOCK], scratch
         weights : of `packing.pack_taps`; taps : of `tap_offsets`
-        epilogue, clamp : as `conv.CONV2D`; not looked at for sums
+        epilogue, clamp : as `conv.conv2d_kernel`; not looked at for sums
         """
         positions = images * windows.height * windows.width
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-        for first in range(0, positions, BLOCK):
-            tiles = fill_tables(tables, x, y, windows, POSITIONS, first, min(BLOCK, positions - first))
+        first_block, end_block = share((positions + BLOCK - 1) // BLOCK, part, parts)
+        for first in range(first_block * BLOCK, min(end_block * BLOCK, positions), BLOCK):
+            count = (min(BLOCK, positions - first) + POSITIONS - 1) // POSITIONS * POSITIONS
+            fill_tables(tables, x, y, windows, first, count, positions - first)
             for p in range(weights.shape[0]):
                 panel = weights.ctypes.data + p * weights.strides[0]
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]
-                for at in range(0, tiles * POSITIONS, POSITIONS):
+                for at in range(0, count, POSITIONS):
                     tile(
+                        x,
+                        y,
                         sources + 8 * at,
                         targets + 8 * at,
                         taps.ctypes.data,
@@ -107,7 +118,7 @@ def _kernel(finish: Finish, name: str) -> Callable[..., int]:
                         clamp[0],
                         clamp[1],
                     )
-                for at in range(tiles * POSITIONS):
+                for at in range(count):
                     tables[0, at] += CHANNELS * x.itemsize
                     tables[1, at] += CHANNELS * y.itemsize
         return 0

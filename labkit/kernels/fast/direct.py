@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.kernels.fast.conv import Windows
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = ["Taps", "grouped_sums"]
@@ -29,21 +30,35 @@ class Taps(NamedTuple):
 
 
 @jit
-def grouped_sums(images: int, x: Array, sums: Array, weights: Array, groups: int, taps: Taps, windows: Windows) -> int:
-    """Any number of groups: ``weights`` int16 [O, kH, kW, C / groups]. The inner loop is a dot product."""
+def grouped_sums(
+    part: int,
+    parts: int,
+    images: int,
+    x: Array,
+    sums: Array,
+    weights: Array,
+    groups: int,
+    taps: Taps,
+    windows: Windows,
+) -> int:
+    """Any number of groups: ``weights`` int16 [O, kH, kW, C / groups]. The inner loop is a dot product.
+
+    ``part`` of ``parts`` is the share of this call, of all rows of all images; ``x`` is int16 or uint8.
+    """
     outputs, depth = weights.shape[0], weights.shape[3]
-    for n in range(images):
-        for i in range(windows.height):
-            for j in range(windows.width):
-                for o in range(outputs):
-                    first = o // (outputs // groups) * depth
-                    total = np.int32(0)
-                    for u in range(taps.kernel_h):
-                        row = x[n, windows.top + i * windows.stride_h + u * taps.dilation_h]
-                        for v in range(taps.kernel_w):
-                            pixel = row[windows.left + j * windows.stride_w + v * taps.dilation_w]
-                            w = weights[o, u, v]
-                            for c in range(depth):
-                                total = np.int32(total + np.int32(pixel[first + c]) * np.int32(w[c]))
-                    sums[n, i, j, o] = total
+    first_line, end_line = share(images * windows.height, part, parts)
+    for line in range(first_line, end_line):
+        n, i = line // windows.height, line % windows.height
+        for j in range(windows.width):
+            for o in range(outputs):
+                first = o // (outputs // groups) * depth
+                total = np.int32(0)
+                for u in range(taps.kernel_h):
+                    row = x[n, windows.top + i * windows.stride_h + u * taps.dilation_h]
+                    for v in range(taps.kernel_w):
+                        pixel = row[windows.left + j * windows.stride_w + v * taps.dilation_w]
+                        w = weights[o, u, v]
+                        for c in range(depth):
+                            total = np.int32(total + np.int32(pixel[first + c]) * np.int32(w[c]))
+                sums[n, i, j, o] = total
     return 0

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.requantize import Patch
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = [
@@ -36,11 +37,13 @@ class Corner(NamedTuple):
 
 
 @jit
-def quantize(real: Array, y: Array, scale: np.float32, low: np.float32, high: np.float32, corner: Corner) -> int:
-    """float32 ``real`` [N, C, H, W] to int16 ``y`` [N', H', W', C'], zero point subtracted. Returns how many are NaN.
+def quantize(
+    real: Array, y: Array, scale: np.float32, low: np.float32, high: np.float32, zero: np.float32, corner: Corner
+) -> int:
+    """float32 ``real`` [N, C, H, W] to int16 or uint8 ``y`` [N', H', W', C']. Returns how many are NaN.
 
     One float32 division, rounded half to even; ``low`` and ``high`` are the ends of the grid less the zero point, so
-    that clipping the quotient is the same as clipping the integer.
+    that clipping the quotient is the same as clipping the integer. ``zero`` is what stands for real 0 in ``y``.
     """
     not_numbers = 0
     images, channels, height, width = real.shape
@@ -52,13 +55,13 @@ def quantize(real: Array, y: Array, scale: np.float32, low: np.float32, high: np
                 for j in range(width):
                     quotient = np.rint(row[j] / scale)
                     not_numbers += quotient != quotient
-                    target[corner.left + j, c] = np.int16(min(max(quotient, low), high))
+                    target[corner.left + j, c] = np.int16(min(max(quotient, low), high) + zero)
     return not_numbers
 
 
 @jit
 def quantize_signs(real: Array, y: Array, corner: Corner) -> int:
-    """As `quantize` for the binary grid: +1 where ``real`` is not negative, else -1."""
+    """As `quantize` for the binary grid: +1 where ``real`` is not negative, else -1; ``y`` is int16."""
     not_numbers = 0
     images, channels, height, width = real.shape
     for n in range(images):
@@ -72,22 +75,29 @@ def quantize_signs(real: Array, y: Array, corner: Corner) -> int:
 
 
 @jit
-def dequantize(x: Array, real: Array, scale: np.float32, corner: Corner) -> int:
-    """int16 ``x`` [N', H', W', C'] to float32 ``real`` [N, C, H, W]: one product in float32."""
+def dequantize(x: Array, real: Array, scale: np.float32, zero: int, corner: Corner) -> int:
+    """int16 or uint8 ``x`` [N', H', W', C'] to float32 ``real`` [N, C, H, W]: one product in float32.
+
+    ``zero`` is what stands for real 0 in ``x``.
+    """
     images, channels, height, width = real.shape
     for n in range(images):
         for i in range(height):
             for j in range(width):
                 pixel = x[n, corner.top + i, corner.left + j]
                 for c in range(channels):
-                    real[n, c, i, j] = np.float32(pixel[c]) * scale
+                    real[n, c, i, j] = np.float32(np.int32(pixel[c]) - np.int32(zero)) * scale
     return 0
 
 
 @jit
-def copy_to_rows(images: int, x: Array, y: Array, patch: Patch) -> int:
-    """An image (H, W, C) in ``x`` to one row of numbers in the order C, H, W in ``y`` [N, 1, 1, C * H * W]."""
-    for n in range(images):
+def copy_to_rows(part: int, parts: int, images: int, x: Array, y: Array, patch: Patch) -> int:
+    """An image (H, W, C) in ``x`` to one row of numbers in the order C, H, W in ``y`` [N, 1, 1, C * H * W].
+
+    ``part`` of ``parts`` is the share of this call, of the images. Both arrays are int16, or both uint8 with one zero.
+    """
+    first, end = share(images, part, parts)
+    for n in range(first, end):
         for c in range(patch.channels):
             for i in range(patch.height):
                 for j in range(patch.width):
@@ -114,31 +124,43 @@ def split_multipliers(multipliers: Array, shift: int) -> tuple[int, int, int] | 
 
 
 @intrinsic
-def _add_16(typing_context, a, b, target, highs, lows, shift, low, high):  # type: ignore[no-untyped-def]
-    """Sixteen channels of `add_vectors` at the addresses ``a`` and ``b``, to the address ``target``."""
+def _add_16(  # type: ignore[no-untyped-def]
+    typing_context, a, b, y, left, right, target, highs, lows, shift, low, high, zero_a, zero_b, zero
+):
+    """Sixteen channels of `add_vectors` at the addresses ``left`` and ``right``, to the address ``target``."""
+    kinds = [simd.stored_type(array.dtype) for array in (a, b)]
+    stored = ir.VectorType(simd.stored_type(y.dtype), 16)
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        a, b, target, *numbers = arguments
+        _, _, _, left, right, target, *numbers, zero_a, zero_b, zero = arguments
         highs, lows, shift, low, high = (
             simd.splat(builder, builder.trunc(number, simd.I32), simd.V8I32) for number in numbers
         )
+        zeros = [simd.splat(builder, builder.trunc(number, simd.I16), simd.V16I16) for number in (zero_a, zero_b)]
+        zero = simd.splat(builder, builder.trunc(zero, simd.I32), simd.V8I32)
+        centred = [
+            simd.load_centred(builder, address, kind, None if kind is simd.I16 else number)
+            for address, kind, number in zip((left, right), kinds, zeros, strict=True)
+        ]
         highs, lows = (builder.bitcast(pair, simd.V16I16) for pair in (highs, lows))
         one, fifteen = (ir.Constant(simd.V8I32, [number] * simd.LANES) for number in (1, 15))
         half = builder.shl(one, builder.sub(shift, one))
         results = []
-        for both in simd.interleave(builder, *(simd.load(builder, address, simd.V16I16) for address in (a, b))):
+        for both in simd.interleave(builder, *centred):
             fraction = builder.ashr(simd.pair_dot(builder, both, lows), fifteen)
             total = builder.add(builder.add(simd.pair_dot(builder, both, highs), fraction), half)
-            results.append(simd.clamp(builder, builder.ashr(total, shift), low, high))
-        narrow = builder.trunc(simd.join(builder, *simd.in_order(builder, *results)), simd.V16I16)
+            results.append(builder.add(simd.clamp(builder, builder.ashr(total, shift), low, high), zero))
+        narrow = builder.trunc(simd.join(builder, *simd.in_order(builder, *results)), stored)
         simd.store(builder, narrow, target)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 8), generate
+    return types.void(a, b, y, *[types.int64] * 11), generate
 
 
 @jit
 def add_vectors(
+    part: int,
+    parts: int,
     images: int,
     a: Array,
     b: Array,
@@ -147,28 +169,45 @@ def add_vectors(
     lows: int,
     shift: int,
     clamp: tuple[int, int],
+    zeros: tuple[int, int, int],
     corner_b: Corner,
     patch: Patch,
 ) -> int:
     """As `add`, sixteen channels at a time in 32 bits; ``highs``, ``lows`` and ``shift`` from `split_multipliers`."""
-    for n in range(images):
-        for i in range(patch.height):
-            left = a.ctypes.data + n * a.strides[0] + (patch.top + i) * a.strides[1] + patch.left * a.strides[2]
-            right = b.ctypes.data + n * b.strides[0] + (corner_b.top + i) * b.strides[1] + corner_b.left * b.strides[2]
-            into = (
-                y.ctypes.data + n * y.strides[0] + (patch.into_top + i) * y.strides[1] + patch.into_left * y.strides[2]
-            )
-            for _ in range(patch.width):
-                for c in range(0, 2 * patch.channels, 32):
-                    _add_16(left + c, right + c, into + c, highs, lows, shift, clamp[0], clamp[1])
-                left += a.strides[2]
-                right += b.strides[2]
-                into += y.strides[2]
+    first, end = share(images * patch.height, part, parts)
+    for line in range(first, end):
+        n, i = line // patch.height, line % patch.height
+        left = a.ctypes.data + n * a.strides[0] + (patch.top + i) * a.strides[1] + patch.left * a.strides[2]
+        right = b.ctypes.data + n * b.strides[0] + (corner_b.top + i) * b.strides[1] + corner_b.left * b.strides[2]
+        into = y.ctypes.data + n * y.strides[0] + (patch.into_top + i) * y.strides[1] + patch.into_left * y.strides[2]
+        for _ in range(patch.width):
+            for c in range(0, patch.channels, 16):
+                _add_16(
+                    a,
+                    b,
+                    y,
+                    left + c * a.itemsize,
+                    right + c * b.itemsize,
+                    into + c * y.itemsize,
+                    highs,
+                    lows,
+                    shift,
+                    clamp[0],
+                    clamp[1],
+                    zeros[0],
+                    zeros[1],
+                    zeros[2],
+                )
+            left += a.strides[2]
+            right += b.strides[2]
+            into += y.strides[2]
     return 0
 
 
 @jit
 def add(
+    part: int,
+    parts: int,
     images: int,
     a: Array,
     b: Array,
@@ -176,21 +215,27 @@ def add(
     multipliers: Array,
     shift: int,
     clamp: tuple[int, int],
+    zeros: tuple[int, int, int],
     corner_b: Corner,
     patch: Patch,
 ) -> int:
     """``y = clamp((a m_0 + b m_1 + 2**(shift - 1)) >> shift)`` in int64 (eq. 19); all zero points are subtracted.
 
+    part, parts : the share of this call, of all rows of all images
+    a, b, y : int16 or uint8 [N, H, W, C], in each of which one of ``zeros`` stands for real 0
+
     |a|, |b| <= 255 and 32-bit ``multipliers`` keep the sum below 2**41, and half of 2**62 on top fits int64.
     """
-    first, second, half = multipliers[0], multipliers[1], np.int64(1) << (shift - 1)
-    for n in range(images):
-        for i in range(patch.height):
-            for j in range(patch.width):
-                left = a[n, patch.top + i, patch.left + j]
-                right = b[n, corner_b.top + i, corner_b.left + j]
-                target = y[n, patch.into_top + i, patch.into_left + j]
-                for c in range(patch.channels):
-                    rounded = (left[c] * first + right[c] * second + half) >> shift
-                    target[c] = np.int16(min(max(rounded, clamp[0]), clamp[1]))
+    first_multiplier, second_multiplier, half = multipliers[0], multipliers[1], np.int64(1) << (shift - 1)
+    first, end = share(images * patch.height, part, parts)
+    for line in range(first, end):
+        n, i = line // patch.height, line % patch.height
+        for j in range(patch.width):
+            left = a[n, patch.top + i, patch.left + j]
+            right = b[n, corner_b.top + i, corner_b.left + j]
+            target = y[n, patch.into_top + i, patch.into_left + j]
+            for c in range(patch.channels):
+                total = (np.int64(left[c]) - zeros[0]) * first_multiplier
+                total += (np.int64(right[c]) - zeros[1]) * second_multiplier
+                target[c] = np.int16(min(max((total + half) >> shift, clamp[0]), clamp[1]) + zeros[2])
     return 0

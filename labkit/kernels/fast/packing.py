@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.kernels.fast.finish import CHANNELS, EPILOGUE_WORDS
+from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.simd import INTERLEAVED
 
 __all__ = [
@@ -17,13 +17,14 @@ __all__ = [
     "aligned_zeros",
     "channels_first_order",
     "epilogue_fits",
+    "fits_int8",
     "pack_epilogue",
     "pack_panels",
     "pack_taps",
     "rounded_up",
 ]
 
-NO_EPILOGUE = np.zeros((1, 1), np.int64)  # what a kernel gets that leaves sums
+NO_EPILOGUE = np.zeros((1, 1, 1, 1), np.int32)  # what a kernel gets that leaves sums
 
 _LINE = 64  # bytes of a cache line; a vector that straddles two lines is read twice
 _SLACK = 64  # bytes after an array that a vector may touch beyond its last element
@@ -44,20 +45,25 @@ def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
     return aligned
 
 
-def pack_panels(weights: NDArray[np.integer]) -> NDArray[np.int8] | NDArray[np.int16]:
-    """Weights ``[O, runs, run length]``, zero points subtracted, as panels ``[O / 16, runs, pairs, 16, 2]``.
+def pack_panels(weights: NDArray[np.integer], group: int = 2) -> NDArray[np.int8] | NDArray[np.int16]:
+    """Weights ``[O, runs, run length]``, zero points subtracted, as panels ``[O / 16, runs, groups, 16, group]``.
 
-    Channels are filled up to whole panels and runs to whole pairs with zeros, which add nothing to any sum. The result
-    is int8 where every weight fits, else int16 (eight bits and a zero point need nine).
+    ``group`` (2 or 4) neighbouring inputs are multiplied and summed by one instruction. Channels are filled up to whole
+    panels and runs to whole groups with zeros, which add nothing to any sum. The result is int8 where every weight fits,
+    else int16 (eight bits and a zero point need nine).
     """
     outputs, runs, length = weights.shape
-    full = np.zeros((rounded_up(outputs), runs, rounded_up(length, 2)), np.int16)
+    full = np.zeros((rounded_up(outputs), runs, rounded_up(length, group)), np.int16)
     full[:outputs, :, :length] = weights
-    panels = full.reshape(-1, CHANNELS, runs, full.shape[2] // 2, 2).transpose(0, 2, 3, 1, 4)
-    fits = weights.size == 0 or (weights.min() >= -128 and weights.max() <= 127)
-    packed = aligned_zeros(panels.shape, np.int8 if fits else np.int16)
+    panels = full.reshape(-1, CHANNELS, runs, full.shape[2] // group, group).transpose(0, 2, 3, 1, 4)
+    packed = aligned_zeros(panels.shape, np.int8 if fits_int8(weights) else np.int16)
     packed[...] = panels
     return packed
+
+
+def fits_int8(weights: NDArray[np.integer]) -> bool:
+    """Whether every one of ``weights`` lies in -128 .. 127."""
+    return bool(weights.size == 0 or (weights.min() >= -128 and weights.max() <= 127))
 
 
 def epilogue_fits(requantizer: Requantizer, bound: NDArray[np.int64]) -> bool:
@@ -75,31 +81,40 @@ def epilogue_fits(requantizer: Requantizer, bound: NDArray[np.int64]) -> bool:
     return bool(np.all(bound * requantizer.multiplier.to_real() < 2.0**30))
 
 
-def pack_epilogue(bias: NDArray[np.int32], requantizer: Requantizer) -> NDArray[np.int64]:
-    """Constants of the rule's finish for each vector of 8 channels: int64 ``[O / 16 panels, 2, 32]``.
+def pack_epilogue(
+    bias: NDArray[np.int32], requantizer: Requantizer, lanes: int = 8, offset: int = 0
+) -> NDArray[np.int32]:
+    """Constants of the rule's finish for vectors of ``lanes`` channels: int32 ``[O / 16 panels, 16 / lanes, 8, lanes]``.
 
-    Words 0-3 hold the bias as eight int32. Under SINGLE words 4-11 hold the mantissas, 12-19 the shifts and 20-27 the
-    rounding constants, each four of even and then four of odd channels, and words 28-31 the lift as eight int32 (see
-    `simd.scale_shift`). Under FLOAT32_EVEN words 4-7 hold the multipliers and 8-11 what is added inside the rounding,
-    each eight float32.
+    Row 0 of each vector holds the bias. Under SINGLE rows 1-2 hold the mantissas, 3-4 the shifts and 5-6 the rounding
+    constants as int64, each those of even and then those of odd channels, and row 7 the lift (see `simd.scale_shift`).
+    Under FLOAT32_EVEN rows 1, 2 and 3 hold, as float32, the multipliers, what is added inside the rounding, and what is
+    added after it. ``offset`` is what the result gets in place of the output's zero point: 0 where the zero point is
+    subtracted in memory. ``bias`` int32 [O] may wrap around, as sums may.
     """
     full = rounded_up(bias.shape[0])
-    columns = [_words(_filled(bias, full, 0), np.int32)]
+    vectors = full // lanes
+    packed = aligned_zeros((full // CHANNELS, CHANNELS // lanes, 8, lanes), np.int32)
+    rows = packed.reshape(vectors, 8, lanes)
+    rows[:, 0] = _filled(bias, full, 0).reshape(vectors, lanes)
     multiplier = requantizer.multiplier
     if isinstance(multiplier, FixedPointMultiplier):
         shift = _filled(31 - multiplier.exponent.astype(np.int64), full, 1)
-        columns += [
-            _even_then_odd(_filled(multiplier.mantissa, full, 0)),
-            _even_then_odd(shift),
-            _even_then_odd((np.int64(1) << (shift - 1)) + (np.int64(1) << 62)),
-            _words(np.int64(1) << (62 - shift), np.int32),
-        ]
+        half = (np.int64(1) << (shift - 1)) + (np.int64(1) << 62)
+        for row, values in ((1, _filled(multiplier.mantissa, full, 0)), (3, shift), (5, half)):
+            by_vector = values.astype(np.int64).reshape(vectors, lanes)
+            for parity in range(2):
+                rows[:, row + parity] = np.ascontiguousarray(by_vector[:, parity::2]).view(np.int32)
+        lift = (np.int64(1) << (62 - shift)) - offset
+        rows[:, 7] = lift.astype(np.int32).reshape(vectors, lanes)  # modulo 2**32
     else:
         inside = requantizer.zero_point if requantizer.zero_point_inside else 0
-        columns += [_words(_filled(multiplier, full, 0), np.float32), _words(np.full(full, inside), np.float32)]
-    packed = aligned_zeros((full // CHANNELS, CHANNELS // 8, EPILOGUE_WORDS), np.int64)
-    words = np.concatenate(columns, axis=1)
-    packed[..., : words.shape[1]] = words.reshape(*packed.shape[:2], -1)
+        for row, reals in (
+            (1, _filled(multiplier, full, 0)),
+            (2, np.full(full, inside)),
+            (3, np.full(full, offset - inside)),
+        ):
+            rows[:, row] = reals.astype(np.float32).view(np.int32).reshape(vectors, lanes)
     return packed
 
 
@@ -108,16 +123,6 @@ def _filled(values: NDArray[Any], full: int, filler: int) -> NDArray[Any]:
     result = np.full(full, filler, values.dtype)
     result[: values.shape[0] if values.ndim else full] = values
     return result
-
-
-def _even_then_odd(values: NDArray[Any]) -> NDArray[np.int64]:
-    by_vector = values.astype(np.int64).reshape(-1, 8)
-    return np.concatenate([by_vector[:, 0::2], by_vector[:, 1::2]], axis=1)
-
-
-def _words(values: NDArray[Any], dtype: type[np.int32] | type[np.float32]) -> NDArray[np.int64]:
-    """Eight values of 32 bits as four words."""
-    return np.ascontiguousarray(values.astype(dtype)).view(np.int64).reshape(-1, 4)
 
 
 def pack_taps(weights: NDArray[np.integer]) -> NDArray[np.int16]:

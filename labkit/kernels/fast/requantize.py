@@ -21,6 +21,7 @@ from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.finish import FINISHES, Finish
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = ["REQUANTIZE", "REQUANTIZE_VECTORS", "Patch", "multiplier_tables"]
@@ -102,6 +103,8 @@ def _float64_away(x: int, mantissa: int, exponent: int, real: float, inside: int
 
 def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
     def requantize(
+        part: int,
+        parts: int,
         images: int,
         x: Array,
         y: Array,
@@ -111,12 +114,14 @@ def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
         real: Array,
         inside: int,
         zero_point: int,
+        stored_zero: int,
         clamp: tuple[int, int],
         patch: Patch,
     ) -> int:
-        """``y = clamp(rule(x + bias)) - zero_point`` for every pixel and channel of ``patch``.
+        """``y = clamp(rule(x + bias)) - zero_point + stored_zero`` for every pixel and channel of ``patch``.
 
-        x, y : int16 or int32 [N, H, W, C]
+        part, parts : the share of this call, of all rows of all images
+        x, y : int16, uint8 or int32 [N, H, W, C]
         bias, mantissa, exponent : int64 [C]; real : float64 [C]; a rule uses the one or the others
         inside : what the rule adds before rounding, 0 or the zero point
         clamp : of the output, zero point included
@@ -124,16 +129,17 @@ def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
         Returns the number of elements that a left shift drove out of int32, which the rule does not allow.
         """
         overflows = 0
-        for n in range(images):
-            for i in range(patch.height):
-                for j in range(patch.width):
-                    source = x[n, patch.top + i, patch.left + j]
-                    target = y[n, patch.into_top + i, patch.into_left + j]
-                    for c in range(patch.channels):
-                        rounded, fits = rule(source[c] + bias[c], mantissa[c], exponent[c], real[c], inside)
-                        overflows += 0 if fits else 1
-                        q = min(max(rounded + zero_point - inside, clamp[0]), clamp[1])
-                        target[patch.into_channel + c] = q - zero_point
+        first, end = share(images * patch.height, part, parts)
+        for line in range(first, end):
+            n, i = line // patch.height, line % patch.height
+            for j in range(patch.width):
+                source = x[n, patch.top + i, patch.left + j]
+                target = y[n, patch.into_top + i, patch.into_left + j]
+                for c in range(patch.channels):
+                    rounded, fits = rule(source[c] + bias[c], mantissa[c], exponent[c], real[c], inside)
+                    overflows += 0 if fits else 1
+                    q = min(max(rounded + zero_point - inside, clamp[0]), clamp[1])
+                    target[patch.into_channel + c] = q - zero_point + stored_zero
         return overflows
 
     requantize.__name__ = requantize.__qualname__ = f"requantize{rule.__name__}"
@@ -154,33 +160,47 @@ REQUANTIZE = MappingProxyType(
 
 def _over_vectors(finish: Finish, name: str) -> Callable[..., int]:
     @intrinsic
-    def finish_16(typing_context, source, target, epilogue, low, high):  # type: ignore[no-untyped-def]
+    def finish_16(typing_context, x, y, source, target, epilogue, low, high):  # type: ignore[no-untyped-def]
+        come, stored = simd.stored_type(x.dtype), simd.stored_type(y.dtype)
+
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            source, target, *rest = arguments
-            wide = builder.sext(simd.load(builder, source, simd.V16I16), simd.V16I32)
-            finish(builder, {(0, 0): list(simd.halves(builder, wide))}, [target], rest)
+            _, _, source, target, *rest = arguments
+            wide = builder.sext(simd.load_centred(builder, source, come, None), simd.V16I32)
+            finish(builder, {(0, 0): list(simd.halves(builder, wide))}, [target], rest, stored)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), generate
+        return types.void(x, y, *[types.int64] * 5), generate
 
-    def requantize(images: int, x: Array, y: Array, epilogue: Array, clamp: tuple[int, int], patch: Patch) -> int:
-        """As the loops above for int16 ``x``, sixteen channels at a time; ``epilogue`` from `packing.pack_epilogue`.
+    def requantize(
+        part: int,
+        parts: int,
+        images: int,
+        x: Array,
+        y: Array,
+        epilogue: Array,
+        clamp: tuple[int, int],
+        patch: Patch,
+    ) -> int:
+        """As the loops above for activations, sixteen channels at a time; ``epilogue`` from `packing.pack_epilogue`.
 
-        clamp : of the output, zero point subtracted
+        x, y : int16 or uint8 [N, H, W, C]
+        clamp : of the output, as it is stored
 
         Up to fifteen lanes of ``y`` after the patch's last channel get numbers without meaning.
         """
-        for n in range(images):
-            for i in range(patch.height):
-                source = x.ctypes.data + n * x.strides[0] + (patch.top + i) * x.strides[1] + patch.left * x.strides[2]
-                into = patch.into_left * y.strides[2] + patch.into_channel * y.itemsize
-                target = y.ctypes.data + n * y.strides[0] + (patch.into_top + i) * y.strides[1] + into
-                for _ in range(patch.width):
-                    for p in range(epilogue.shape[0]):
-                        constants = epilogue.ctypes.data + p * epilogue.strides[0]
-                        finish_16(source + 32 * p, target + 32 * p, constants, clamp[0], clamp[1])
-                    source += x.strides[2]
-                    target += y.strides[2]
+        first, end = share(images * patch.height, part, parts)
+        for line in range(first, end):
+            n, i = line // patch.height, line % patch.height
+            source = x.ctypes.data + n * x.strides[0] + (patch.top + i) * x.strides[1] + patch.left * x.strides[2]
+            into = patch.into_left * y.strides[2] + patch.into_channel * y.itemsize
+            target = y.ctypes.data + n * y.strides[0] + (patch.into_top + i) * y.strides[1] + into
+            for _ in range(patch.width):
+                for p in range(epilogue.shape[0]):
+                    constants = epilogue.ctypes.data + p * epilogue.strides[0]
+                    come, go = source + 16 * p * x.itemsize, target + 16 * p * y.itemsize
+                    finish_16(x, y, come, go, constants, clamp[0], clamp[1])
+                source += x.strides[2]
+                target += y.strides[2]
         return 0
 
     requantize.__name__ = requantize.__qualname__ = name

@@ -4,8 +4,10 @@ Numba can put hand-written LLVM code into a compiled function (`numba.extending.
 the code builder first and appends a few instructions. Nothing names a processor: LLVM turns `pair_dot` into vpmaddwd on
 x86 (into vpdpwssd, with the addition, where there is VNNI) and into widening multiplies on Arm.
 
-Vectors are 8 lanes of 32 bits (one AVX2 register) or 16 lanes of 16 bits where nothing else is said. Addresses are plain
-int64.
+Nothing else is said of a vector where it may have any number of lanes; V8I32 is one register of AVX2, V16I32 one of
+AVX-512. Addresses are plain int64.
+
+The two exceptions to "nothing names a processor" are `quad_dot` and `quad_dot_16`, which have portable code too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from llvmlite import ir
+from numba import types
 
 __all__ = [
     "F32",
@@ -22,8 +25,6 @@ __all__ = [
     "I64",
     "INTERLEAVED",
     "LANES",
-    "V4I64",
-    "V8F32",
     "V8I32",
     "V16I8",
     "V16I16",
@@ -37,18 +38,22 @@ __all__ = [
     "interleave",
     "join",
     "load",
+    "load_centred",
     "maximum",
     "pair_dot",
+    "quad_dot",
+    "quad_dot_16",
     "round_half_even",
     "scale_shift",
     "splat",
     "store",
+    "stored_type",
 ]
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 LANES = 8
-V4I64, V8I32, V8F32 = ir.VectorType(I64, 4), ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
+V8I32 = ir.VectorType(I32, LANES)
 V16I8, V16I16, V16I32 = ir.VectorType(I8, 16), ir.VectorType(I16, 16), ir.VectorType(I32, 16)
 
 INTERLEAVED = ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))  # lanes of the two results of `interleave`
@@ -86,6 +91,55 @@ def pair_dot(builder: ir.IRBuilder, x: ir.Value, w: ir.Value) -> ir.Value:
     wide = ir.VectorType(I32, x.type.count)
     products = builder.mul(builder.sext(x, wide), builder.sext(w, wide))
     return builder.add(_every_second(builder, products, 0), _every_second(builder, products, 1))
+
+
+def quad_dot(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, w: ir.Value, is_native: bool) -> ir.Value:
+    """Lane i of ``total`` (int32) plus the sum of ``x[4i + k] * w[4i + k]``, k = 0..3: uint8 ``x`` times int8 ``w``.
+
+    Where the processor ``is_native`` (VNNI) it is one instruction, vpdpbusd; else bytes are widened to int16 first.
+    Sums wrap modulo 2**32.
+    """
+    lanes = total.type.count
+    if is_native:
+        words = [builder.bitcast(vector, total.type) for vector in (x, w)]
+        return builder.call(_x86(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", [total.type] * 4), [total, *words])
+    wide = ir.VectorType(I16, 4 * lanes)
+    pairs = pair_dot(builder, builder.zext(x, wide), builder.sext(w, wide))
+    return builder.add(total, builder.add(_every_second(builder, pairs, 0), _every_second(builder, pairs, 1)))
+
+
+def quad_dot_16(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, w: ir.Value, is_native: bool) -> ir.Value:
+    """Lane i of ``total`` (int16) plus ``x[2i] * w[2i] + x[2i + 1] * w[2i + 1]``: uint8 ``x`` times int8 ``w``.
+
+    The products of a pair must fit int16 together, for vpmaddubsw (where the processor ``is_native``: AVX2) would cut
+    them off there; bytes of four bits always do (2 * 15 * 8 = 240).
+    """
+    lanes = total.type.count
+    if is_native:
+        name = {16: "llvm.x86.avx2.pmadd.ub.sw", 32: "llvm.x86.avx512.pmaddubs.w.512"}[lanes]
+        function = _x86(builder, name, [total.type, x.type, w.type])
+        return builder.add(total, builder.call(function, [x, w]))
+    wide = ir.VectorType(I16, 2 * lanes)
+    products = builder.mul(builder.zext(x, wide), builder.sext(w, wide))
+    return builder.add(total, builder.add(_every_second(builder, products, 0), _every_second(builder, products, 1)))
+
+
+def _x86(builder: ir.IRBuilder, name: str, kinds: Sequence[ir.Type]) -> ir.Function:
+    """LLVM's function ``name``; ``kinds`` are that of its result, then those of its parameters."""
+    found: ir.Function | None = builder.module.globals.get(name)
+    return found or ir.Function(builder.module, ir.FunctionType(kinds[0], kinds[1:]), name)
+
+
+def load_centred(builder: ir.IRBuilder, address: ir.Value, stored: ir.IntType, zero: ir.Value | None) -> ir.Value:
+    """Sixteen neighbouring numbers as int16, less ``zero`` (int16 lanes): stored as int16, or as uint8 and zero-extended."""
+    loaded = load(builder, address, ir.VectorType(stored, 16))
+    wide = loaded if stored is I16 else builder.zext(loaded, V16I16)
+    return wide if zero is None else builder.sub(wide, zero)
+
+
+def stored_type(dtype: types.Type) -> ir.IntType:
+    """The LLVM type of the numbers of a Numba array of ``dtype``."""
+    return {8: I8, 16: I16, 32: I32}[dtype.bitwidth]
 
 
 def _every_second(builder: ir.IRBuilder, vector: ir.Value, first: int) -> ir.Value:
@@ -161,28 +215,30 @@ def clamp(builder: ir.IRBuilder, x: ir.Value, low: ir.Value, high: ir.Value) -> 
 def scale_shift(
     builder: ir.IRBuilder, x: ir.Value, mantissa: Values, shift: Values, half: Values, lift: ir.Value
 ) -> ir.Value:
-    """``(x * mantissa + 2**(shift - 1)) >> shift`` in 64 bits: eq. 13, eight lanes of int32 to eight of int32.
+    """``((x * mantissa + 2**(shift - 1)) >> shift) + offset`` in 64 bits: eq. 13, lanes of int32 to as many of int32.
 
     ``mantissa``, ``shift`` and ``half`` are given as two vectors of int64, for the even and for the odd lanes of ``x``,
     because a 64-bit product of two 32-bit numbers (vpmuldq) takes them from every second lane.
 
     AVX2 shifts 64-bit lanes to the right only without their sign. So ``half`` holds 2**(shift - 1) + 2**62, which
-    makes the sum positive (|x * mantissa| < 2**62), and ``lift`` = 2**(62 - shift) modulo 2**32 is taken away after.
-    The result must fit int32; `packing.epilogue_fits` proves it for each layer.
+    makes the sum positive (|x * mantissa| < 2**62), and ``lift`` = 2**(62 - shift) - offset modulo 2**32 is taken away
+    after. The result must fit int32; `packing.epilogue_fits` proves it for each layer.
     """
-    thirty_two = ir.Constant(V4I64, [32] * 4)
+    lanes = x.type.count
+    wide = ir.VectorType(I64, lanes // 2)
+    thirty_two = ir.Constant(wide, [32] * wide.count)
 
     def low_half(vector: ir.Value) -> ir.Value:  # sign-extended; costs nothing, vpmuldq looks at no other bits
         return builder.ashr(builder.shl(vector, thirty_two), thirty_two)
 
-    pairs = builder.bitcast(x, V4I64)
+    pairs = builder.bitcast(x, wide)
     halves = (low_half(pairs), builder.ashr(pairs, thirty_two))
     products = [builder.mul(halves[i], low_half(mantissa[i])) for i in range(2)]
     rounded = [builder.lshr(builder.add(products[i], half[i]), shift[i]) for i in range(2)]
-    low = builder.bitcast(rounded[0], V8I32)
-    high = builder.bitcast(builder.shl(rounded[1], thirty_two), V8I32)
-    interleaved = [lane + (LANES if lane % 2 else 0) for lane in range(LANES)]
-    merged = builder.shuffle_vector(low, high, ir.Constant(V8I32, interleaved))
+    low = builder.bitcast(rounded[0], x.type)
+    high = builder.bitcast(builder.shl(rounded[1], thirty_two), x.type)
+    interleaved = [lane + (lanes if lane % 2 else 0) for lane in range(lanes)]
+    merged = builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, lanes), interleaved))
     return builder.sub(merged, lift)
 
 

@@ -54,44 +54,49 @@ def _by_column_then_row(combine: Callable[[Any], list[Any]], patch: Rows) -> Row
 
 
 def inputs_of(transform: Transform) -> Any:
-    """The intrinsic ``(source, row_bytes, pixel_bytes, target, plane_bytes)`` for 16 channels of int16.
+    """The intrinsic ``(x, source, row_bytes, pixel_bytes, target, plane_bytes)`` for 16 channels.
 
-    It reads a patch at the address ``source`` and stores each point in a plane of its own, from ``target`` on.
+    It reads a patch of the numbers of ``x``, int16 or uint8, at the address ``source`` and stores each point as int16 in
+    a plane of its own, from ``target`` on.
     """
     points = transform.points
 
     @intrinsic
-    def transform_inputs(typing_context, source, row_bytes, pixel_bytes, target, plane_bytes):  # type: ignore[no-untyped-def]
+    def transform_inputs(typing_context, x, source, row_bytes, pixel_bytes, target, plane_bytes):  # type: ignore[no-untyped-def]
+        stored = simd.stored_type(x.dtype)
+
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            source, row_bytes, pixel_bytes, target, plane_bytes = arguments
+            _, source, row_bytes, pixel_bytes, target, plane_bytes = arguments
             patch: Rows = []
             for i in range(points):
                 row = builder.add(source, builder.mul(row_bytes, simd.I64(i)))
                 pixels = [builder.add(row, builder.mul(pixel_bytes, simd.I64(j))) for j in range(points)]
-                patch.append([_Lanes(builder, simd.load(builder, pixel, simd.V16I16)) for pixel in pixels])
+                patch.append([_Lanes(builder, simd.load_centred(builder, pixel, stored, None)) for pixel in pixels])
             results = _by_column_then_row(transform.input_transform, patch)
             for plane, lanes in enumerate(lanes for row in results for lanes in row):
                 offset = builder.mul(plane_bytes, simd.I64(plane))
                 simd.store(builder, lanes.value, builder.add(target, offset))
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), generate
+        return types.void(x, *[types.int64] * 5), generate
 
     return transform_inputs
 
 
 def outputs_of(transform: Transform, finish: Finish, lanes: int) -> Any:
-    """The intrinsic ``(source, plane_bytes, target, row_bytes, pixel_bytes, epilogue, low, high)`` for one panel.
+    """The intrinsic ``(y, source, plane_bytes, target, row_bytes, pixel_bytes, epilogue, low, high)`` for a panel.
 
     It reads 16 int32 at ``source`` in each plane, divides the factors out and hands the sums to ``finish``, which stores
-    them from the address ``target`` on. Vectors hold ``lanes`` of them, 8 or 16.
+    them as the array ``y`` does, from the address ``target`` on. Vectors hold ``lanes`` of them, 8 or 16.
     """
     size, points = transform.size, transform.points
 
     @intrinsic
     def transform_outputs(  # type: ignore[no-untyped-def]
-        typing_context, source, plane_bytes, target, row_bytes, pixel_bytes, epilogue, low, high
+        typing_context, y, source, plane_bytes, target, row_bytes, pixel_bytes, epilogue, low, high
     ):
+        stored = simd.stored_type(y.dtype)
+
         def unscaled(builder: ir.IRBuilder, source: ir.Value, plane_bytes: ir.Value, vector: int) -> Rows:
             patch: Rows = [[] for _ in range(points)]
             for plane in range(points * points):
@@ -106,19 +111,16 @@ def outputs_of(transform: Transform, finish: Finish, lanes: int) -> Any:
             return results
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            source, plane_bytes, target, row_bytes, pixel_bytes, *rest = arguments
+            _, source, plane_bytes, target, row_bytes, pixel_bytes, *rest = arguments
             vectors = [unscaled(builder, source, plane_bytes, v) for v in range(CHANNELS // lanes)]
-
-            def eights(i: int, j: int) -> list[ir.Value]:
-                values = [vector[i][j].value for vector in vectors]
-                return values if lanes == simd.LANES else list(simd.halves(builder, values[0]))
 
             for i in range(size):
                 row = builder.add(target, builder.mul(row_bytes, simd.I64(i)))
                 targets = [builder.add(row, builder.mul(pixel_bytes, simd.I64(j))) for j in range(size)]
-                finish(builder, {(j, 0): eights(i, j) for j in range(size)}, targets, rest)
+                results = {(j, 0): [vector[i][j].value for vector in vectors] for j in range(size)}
+                finish(builder, results, targets, rest, stored)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 8), generate
+        return types.void(y, *[types.int64] * 8), generate
 
     return transform_outputs

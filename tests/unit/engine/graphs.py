@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.arithmetic.softmax import exponential_table
+from labkit.arithmetic.windows import common_area
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import window_output
@@ -17,6 +21,11 @@ S8, U8, S4, U4 = QuantSpec(8), QuantSpec(8, signed=False), QuantSpec(4), QuantSp
 def affine(spec):
     """The same grid with any zero point."""
     return QuantSpec(spec.bits, signed=spec.signed, symmetric=False)
+
+
+def image_shape(shape):
+    """(C, H, W) of an image or of a sequence (C, L)."""
+    return shape if len(shape) == 3 else (shape[0], 1, shape[1])
 
 
 class Builder:
@@ -96,12 +105,12 @@ class Builder:
         gain=1.0,
         channels=True,
     ):
-        size, weights = self[x].shape, weights or QuantSpec(8, narrow=True, granularity=PerAxis(0))
+        size, weights = image_shape(self[x].shape), weights or QuantSpec(8, narrow=True, granularity=PerAxis(0))
         tensor = self.weights((outputs, size[0] // groups, *kernel), weights)
         out = [window_output(size[1 + i], kernel[i], stride[i], padding[i], dilation[i]) for i in range(2)]
         bias, params, requantizer = self._finish(tensor, x, spec, gain, channels)
         op = int_ops.Conv2d(tensor, bias, requantizer, stride, padding, dilation, groups)
-        return self._add(op, (x,), (outputs, *out), spec, params, (f"relu{len(self.nodes)}",))
+        return self._add(op, (x,), self.like(x, (outputs, *out)), spec, params, (f"relu{len(self.nodes)}",))
 
     def linear(self, x, outputs, *, weights=None, spec=S8, gain=1.0, channels=True):
         weights = weights or QuantSpec(8, narrow=True, granularity=PerAxis(0))
@@ -118,20 +127,23 @@ class Builder:
         return bias, params, self.requantizer(spec, params, real, outputs if channels else None)
 
     def max_pool(self, x, kernel, *, stride=None, padding=((0, 0), (0, 0)), dilation=(1, 1), ceil_mode=False):
-        t, stride = self[x], stride or kernel
-        out = [
-            window_output(t.shape[1 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)
-        ]
+        t, stride, size = self[x], stride or kernel, image_shape(self[x].shape)
+        out = [window_output(size[1 + i], kernel[i], stride[i], padding[i], dilation[i], ceil_mode) for i in range(2)]
         op = int_ops.MaxPool2d(kernel, stride, padding, dilation, ceil_mode)
-        return self._add(op, (x,), (t.shape[0], *out), t.spec, t.params)
+        return self._add(op, (x,), self.like(x, (size[0], *out)), t.spec, t.params)
 
     def average_pool(self, x, kernel, *, stride=None, padding=((0, 0), (0, 0)), spec=S8):
-        t, stride = self[x], stride or kernel
-        out = [window_output(t.shape[1 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
+        size, stride = image_shape(self[x].shape), stride or kernel
+        out = [window_output(size[1 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
         params = self.params(spec)
         requantizer = self.requantizer(spec, params, 1.5 / (kernel[0] * kernel[1]))
         op = int_ops.AveragePool2d(kernel, stride, padding, requantizer)
-        return self._add(op, (x,), (t.shape[0], *out), spec, params)
+        return self._add(op, (x,), self.like(x, (size[0], *out)), spec, params)
+
+    def adaptive_average_pool(self, x, size, *, spec=S8):
+        params, area = self.params(spec), common_area(*image_shape(self[x].shape)[1:], size)
+        op = int_ops.AdaptiveAveragePool2d(size, self.requantizer(spec, params, 1.5 / area))
+        return self._add(op, (x,), self.like(x, (self[x].shape[0], *size)), spec, params)
 
     def add(self, a, b, *, spec=S8, shift=30):
         params = self.params(spec)
@@ -140,6 +152,45 @@ class Builder:
             multipliers = np.array([2 ** (shift - 1), 2 ** max(shift - 2, 0)], np.int32)
         op = int_ops.Add(multipliers, shift, int(params.zero_point), (spec.qmin, spec.qmax))
         return self._add(op, (a, b), self[a].shape, spec, params)
+
+    def multiply(self, a, b, *, spec=S8, gain=None):
+        """``gain`` : of the multiplier; by default such that few products are clamped."""
+        params, widest = self.params(spec), max(self[a].shape, self[b].shape, key=np.prod)
+        real = gain or 2.0 ** (spec.bits - self[a].spec.bits - self[b].spec.bits)
+        op = int_ops.Multiply(self.requantizer(spec, params, real))
+        return self._add(op, (a, b), widest, spec, params)
+
+    def pad(self, x, padding):
+        channels, height, width = image_shape(self[x].shape)
+        size = (channels, height + sum(padding[0]), width + sum(padding[1]))
+        return self._add(int_ops.Pad(padding), (x,), self.like(x, size), self[x].spec, self[x].params)
+
+    def reshape(self, x, shape):
+        return self._add(int_ops.Reshape(tuple(shape)), (x,), shape, self[x].spec, self[x].params)
+
+    def transpose(self, x, axes):
+        shape = [self[x].shape[axis] for axis in axes]
+        return self._add(int_ops.Transpose(tuple(axes)), (x,), shape, self[x].spec, self[x].params)
+
+    def softmax(self, x, axis, *, spec=U8, bits=8):
+        zero_point = 0 if spec.symmetric else int(self.rng.integers(spec.qmin, spec.qmax + 1))
+        params = QParams(np.float32(2.0**-bits), np.int32(zero_point))
+        table = exponential_table(float(self[x].params.scale))
+        op = int_ops.Softmax(axis, table, bits, zero_point, (spec.qmin, spec.qmax))
+        return self._add(op, (x,), self[x].shape, spec, params)
+
+    def argmax(self, x, axis, *, keepdims=False):
+        shape = self[x].shape
+        name = self._add(
+            int_ops.ArgMax(axis, keepdims), (x,), (*shape[:axis], *[1] * keepdims, *shape[axis + 1 :]), None, None
+        )
+        node = self.nodes[-1]
+        self.nodes[-1] = replace(node, output=replace(node.output, is_index=True))
+        return name
+
+    def like(self, x, image):
+        """The shape ``image`` (C, H, W), without its height where ``x`` is a sequence."""
+        return image if len(self[x].shape) == 3 else (image[0], image[2])
 
     def concat(self, *parts, spec=S8):
         params = self.params(spec)

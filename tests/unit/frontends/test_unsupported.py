@@ -34,8 +34,21 @@ REWRITE = "rewrite this part"
 UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "sigmoid": (lambda: row(conv=conv(), gate=nn.Sigmoid()), "gate: nn.Sigmoid", REWRITE),
     "sigmoid function": (lambda: after_conv(torch.sigmoid), "sigmoid: sigmoid", REWRITE),
-    "softmax": (lambda: row(conv=conv(), head=nn.Sequential(nn.Softmax(1))), "head.0: nn.Softmax", REWRITE),
-    "softmax function": (lambda: after_conv(lambda y: F.softmax(y, dim=1)), "softmax: softmax", REWRITE),
+    "gelu": (lambda: row(conv=conv(), head=nn.Sequential(nn.GELU())), "head.0: nn.GELU", REWRITE),
+    "gelu function": (lambda: after_conv(lambda y: F.gelu(y)), "gelu: gelu", REWRITE),
+    "softmax over images": (
+        lambda: after_conv(lambda y: F.softmax(y, dim=0)),
+        "softmax: softmax needs an axis",
+        "dim=1",
+    ),
+    "softmax without an axis": (lambda: row(conv=conv(), head=nn.Softmax()), "head: softmax needs an axis", "dim=1"),
+    "argmax over everything": (lambda: after_conv(lambda y: y.argmax()), "argmax: argmax needs an axis", "got None"),
+    "argmax over images": (lambda: after_conv(lambda y: torch.argmax(y, -4)), "argmax: argmax needs an axis", "got -4"),
+    "use of an index": (
+        lambda: after_conv(lambda y: torch.cat([y, y.argmax(1, keepdim=True)], 1)),
+        "argmax: the result of argmax is an index",
+        "Return it",
+    ),
     "leaky relu": (lambda: row(conv=conv(), leaky=nn.LeakyReLU()), "leaky: nn.LeakyReLU", REWRITE),
     "transposed convolution": (
         lambda: row(conv=conv(), up=nn.ConvTranspose2d(4, 2, 2)),
@@ -44,7 +57,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     ),
     "group norm": (lambda: row(conv=conv(), norm=nn.GroupNorm(2, 4)), "norm: nn.GroupNorm", REWRITE),
     "instance norm": (lambda: row(conv=conv(), norm=nn.InstanceNorm2d(4)), "norm: nn.InstanceNorm2d", REWRITE),
-    "flatten of height and width": (lambda: row(flat=nn.Flatten(2)), "flat: a reshape", "only to (N, everything"),
     "reflect padding": (
         lambda: row(conv=conv(padding_mode="reflect")),
         "conv: padding_mode 'reflect'",
@@ -53,9 +65,9 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "mean over channels": (lambda: after_conv(lambda y: y.mean(1, keepdim=True)), "mean: only the mean", "(2, 3)"),
     "mean of everything": (lambda: after_conv(lambda y: y.mean()), "mean: only the mean", "(2, 3)"),
     "mean that drops axes": (lambda: after_conv(lambda y: y.mean((2, 3))), "mean: use mean", "keepdim=True"),
-    "adaptive pooling that does not divide": (
-        lambda: row(conv=conv(), pool=nn.AdaptiveAvgPool2d(3)),
-        "pool: adaptive pooling from (8, 8) to (3, 3)",
+    "adaptive pooling that enlarges": (
+        lambda: row(conv=conv(), pool=nn.AdaptiveAvgPool2d(9)),
+        "pool: adaptive pooling from (8, 8) to (9, 9)",
         "divides the input size",
     ),
     "adaptive max-pooling that does not divide": (
@@ -96,10 +108,36 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "conv2d: ",
         "Put the parameter into an nn",
     ),
-    "reshape to three axes": (lambda: after_conv(lambda y: y.view(y.size(0), 4, 64)), "view: a reshape", "only to (N,"),
-    "reshape over the images": (lambda: after_conv(lambda y: y.view(1, -1)), "view: a reshape", "only to (N,"),
-    "flatten with the images": (lambda: after_conv(torch.flatten), "flatten: a reshape", "only to (N,"),
-    "product": (lambda: after_conv(lambda y: y * y), "mul: mul", REWRITE),
+    "reshape over the images": (lambda: after_conv(lambda y: y.view(1, -1)), "view: a reshape", "x.size(0)"),
+    "channels into the batch": (lambda: after_conv(lambda y: y.view(-1, 8, 8)), "view: a reshape", "changes the batch"),
+    "flatten with the images": (lambda: after_conv(torch.flatten), "flatten: a reshape", "must stay first"),
+    "unsqueeze before the batch": (lambda: after_conv(lambda y: y.unsqueeze(0)), "unsqueeze: a reshape", "batch axis"),
+    "squeeze of every axis": (
+        lambda: after_conv(lambda y: y.squeeze()),
+        "squeeze: squeeze needs an axis",
+        "squeeze(-1)",
+    ),
+    "squeeze of the batch": (lambda: after_conv(lambda y: torch.squeeze(y, 0)), "squeeze: squeeze needs", "batch axis"),
+    "product with a number": (lambda: after_conv(lambda y: y * 2), "mul: only the product", "None"),
+    "product that stretches rows": (
+        lambda: after_conv(lambda y: y * F.max_pool2d(y, (1, 8))),
+        "mul: only the product",
+        "(2, 4, 8, 1)",
+    ),
+    "padding with ones": (lambda: after_conv(lambda y: F.pad(y, (1, 1), value=1.0)), "pad: only zeros", "with 1.0"),
+    "layer that pads with ones": (lambda: row(pad=nn.ConstantPad2d(1, 1.0)), "pad: only zeros", "with 1.0"),
+    "padding that cuts": (lambda: after_conv(lambda y: F.pad(y, (-1, 1))), "pad: only zeros", "(-1, 1)"),
+    "padding of channels": (lambda: after_conv(lambda y: F.pad(y, (0, 0, 0, 0, 1, 0))), "pad: only zeros", "1, 0)"),
+    "padding with the edge": (
+        lambda: after_conv(lambda y: F.pad(y, (1, 1, 1, 1), mode="replicate")),
+        "pad: padding of mode 'replicate'",
+        "'constant'",
+    ),
+    "convolution of sequences without a batch": (
+        lambda: row(flat=nn.Flatten(), conv=nn.Conv1d(2, 4, 3)),
+        "conv: it needs an input (N, channels, length), got (2, 192)",
+        "channel axis",
+    ),
     "sum with a number": (lambda: after_conv(lambda y: y + 1), "add: only the sum of two tensors", "got"),
     "weighted sum": (lambda: after_conv(lambda y: torch.add(y, y, alpha=2)), "add: only the sum of two", "one shape"),
     "broadcast sum": (
@@ -107,7 +145,12 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "add: only the sum of two tensors of one shape",
         "(2, 4, 1, 1)",
     ),
-    "permute": (lambda: after_conv(lambda y: y.permute(0, 2, 3, 1)), "permute: permute", REWRITE),
+    "permute of the images": (lambda: after_conv(lambda y: y.permute(1, 0, 2, 3)), "permute: the order", "batch axis"),
+    "transpose of the images": (
+        lambda: after_conv(lambda y: torch.transpose(y, 0, 3)),
+        "transpose: the order",
+        "batch",
+    ),
     "split": (lambda: after_conv(lambda y: y.chunk(2, 1)[0]), "getitem: getitem", REWRITE),
     "linear on an image": (
         lambda: row(fc=nn.Linear(8, 5)),
@@ -153,9 +196,19 @@ def test_error_names_the_node_and_says_what_to_do(name: str) -> None:
     assert "\n" not in message
 
 
-def test_sequences_are_refused() -> None:
-    with pytest.raises(UnsupportedOperation, match=r"^conv1: nn\.Conv1d has no integer form .*rewrite this part"):
-        from_torch(row(conv1=nn.Conv1d(3, 4, 3)), (3, 8))
+def test_volumes_are_refused() -> None:
+    with pytest.raises(UnsupportedOperation, match=r"^conv1: nn\.Conv3d has no integer form .*rewrite this part"):
+        from_torch(row(conv1=nn.Conv3d(3, 4, 3)), (3, 8, 8, 8))
+
+
+def test_sequences_may_enter_the_network() -> None:
+    graph = from_torch(row(conv1=nn.Conv1d(3, 4, 3), pool=nn.MaxPool1d(2)).eval(), (3, 9))
+    assert [type(node.op).__name__ for node in graph] == ["Input", "Conv2d", "MaxPool2d"]
+
+
+def test_an_overwriting_product_is_refused() -> None:
+    with pytest.raises(UnsupportedOperation, match="mul_: it overwrites a tensor that 'add' reads"):
+        from_torch(after_conv(lambda y: y.mul_(F.relu(y)) + y), SHAPE)
 
 
 def test_in_place_operations_whose_input_nobody_reads_again_are_fine() -> None:

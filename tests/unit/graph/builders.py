@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec, params_from_values, quantize_tensor
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.arithmetic.softmax import exponential_table
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatNode, IntGraph, IntNode, Tensor
 from labkit.graph.shapes import symmetric_padding
@@ -48,6 +49,7 @@ def every_operation(rule: RoundingRule = RoundingRule.SINGLE) -> IntGraph:
     point, add, cat = tensor((4, 3, 3), 0.05, 99), tensor((4, 3, 3), 0.06, 7), tensor((8, 3, 3), 0.06, 8)
     act, mean, flat = tensor((8, 3, 3), 0.04, 0), tensor((8, 1, 1), 0.01, 3), tensor((8,), 0.01, 3)
     fc = tensor((3,), 0.5, 0, QuantSpec(8, narrow=True))
+    scaled, uneven, shares = tensor((8, 3, 3), 0.02, 5), tensor((8, 3, 2), 0.01, 9), tensor((3,), 2.0**-8, 0)
     grouped, whole, binary = weights((4, 1, 3, 3)), weights((4, 4, 1, 1), 4), weights((3, 8), 1, False)
     square = (1, 1)
     nodes = (
@@ -95,6 +97,18 @@ def every_operation(rule: RoundingRule = RoundingRule.SINGLE) -> IntGraph:
         ),
         IntNode("flat", int_ops.Flatten(), ("mean",), flat),
         IntNode("fc", int_ops.Linear(binary, bias(3), requantizer(0.01, fc, rule)), ("flat",), fc),
+        IntNode("scaled", int_ops.Multiply(requantizer(0.03, scaled, rule)), ("act", "mean"), scaled),
+        IntNode("padded", int_ops.Pad(((1, 0), (0, 1))), ("scaled",), tensor((8, 4, 4), 0.02, 5)),
+        IntNode("moved", int_ops.Transpose((1, 2, 0)), ("padded",), tensor((4, 4, 8), 0.02, 5)),
+        IntNode("sequence", int_ops.Reshape((8, 16)), ("moved",), tensor((8, 16), 0.02, 5)),
+        IntNode(
+            "uneven",
+            int_ops.AdaptiveAveragePool2d((3, 2), requantizer(0.02 / 0.01 / 4, uneven, rule)),
+            ("padded",),
+            uneven,
+        ),
+        IntNode("shares", int_ops.Softmax(0, exponential_table(0.5), 8, 0, (0, 255)), ("fc",), shares),
+        IntNode("class", int_ops.ArgMax(0, True), ("shares",), Tensor((1,), None, None, is_index=True)),
         IntNode("output", int_ops.Dequantize(), ("fc",), Tensor((3,), None, None)),
     )
     return IntGraph(nodes, ("output",), {"made": "by hand", "bits": [8, 4, 1]})

@@ -11,6 +11,7 @@ from unit.graph.builders import changed, every_operation, float_conv, float_inpu
 
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
+from labkit.arithmetic.windows import common_area
 from labkit.errors import BoundError, ModelError
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
@@ -118,6 +119,38 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("output", {"output": tensor((3,))}, "puts out real numbers"),
     ("conv", {"output": Tensor((4, 6, 6), None, None)}, "takes the result of a real one"),
     ("mean", {"inputs": ("flat",)}, r"takes \(channels, height, width\), got|no earlier node"),
+    ("scaled", {"inputs": ("act",)}, "Multiply takes 2 inputs, got 1"),
+    ("scaled", {"inputs": ("act", "pool")}, r"two tensors of one shape, or .* got \(8, 3, 3\) and \(4, 3, 3\)"),
+    ("scaled", {"inputs": ("act", "flat")}, r"got \(8, 3, 3\) and \(8,\)"),
+    ("scaled", {"inputs": ("mean", "mean")}, "is declared"),
+    ("scaled", {"op_requantizer": requantizer([0.1] * 8, _output("scaled"))}, "8 multipliers for None channels"),
+    ("scaled", {"op_requantizer": replace(_quantizer("scaled"), zero_point=6)}, "zero point 6"),
+    ("padded", {"op_padding": ((-1, 2), (0, 1))}, "a Pad only adds"),
+    ("padded", {"op_padding": ((0, 0), (0, 1))}, "is declared"),
+    ("padded", {"output": _moved("padded", 6)}, "Pad keeps the scale"),
+    ("moved", {"op_axes": (1, 2, 1)}, "is no order of the 3 axes"),
+    ("moved", {"op_axes": (1, 0)}, "is no order of the 3 axes"),
+    ("moved", {"op_axes": (0, 1, 3)}, r"Name each of 0\.\.2 once"),
+    ("moved", {"output": _moved("moved", 6)}, "Transpose keeps the scale"),
+    ("sequence", {"op_shape": (8, 15)}, r"\(4, 4, 8\) cannot become \(8, 15\)"),
+    ("sequence", {"op_shape": (-8, -16)}, "cannot become"),
+    ("sequence", {"output": _moved("sequence", 6)}, "Reshape keeps the scale"),
+    ("uneven", {"op_output_size": (5, 2)}, "make it smaller only"),
+    ("uneven", {"op_output_size": (0, 2)}, "make it smaller only"),
+    ("uneven", {"inputs": ("flat",)}, "takes .*height"),
+    ("shares", {"op_axis": 1}, r"there is no axis 1 in \(3,\)"),
+    ("shares", {"op_axis": -1}, "there is no axis -1"),
+    ("shares", {"op_bits": 7}, "with 7 bits its scale is 0.0078125"),
+    ("shares", {"op_bits": 9}, "1..8 output bits"),
+    ("shares", {"op_zero_point": 1}, "zero point or clamp"),
+    ("shares", {"op_clamp": (0, 256)}, "zero point or clamp"),
+    ("shares", {"op_table": np.ones(255, np.int32)}, r"int32 \[256\] exponentials"),
+    ("shares", {"op_table": np.ones(256, np.int64)}, r"got int64 \[256\]"),
+    ("class", {"op_axis": 1}, "there is no axis 1"),
+    ("class", {"op_keepdims": False}, "is declared"),
+    ("class", {"output": tensor((1,))}, "an ArgMax node puts out an index"),
+    ("class", {"output": Tensor((1,), None, None)}, "an ArgMax node puts out an index"),
+    ("output", {"output": Tensor((3,), None, None, is_index=True)}, "puts out real numbers"),
 ]
 
 
@@ -136,6 +169,55 @@ def _image(op: int_ops.IntOp, output: Tensor, shape: tuple[int, ...] = (4, 6, 6)
 
 
 NONE, ONE = ((0, 0), (0, 0)), (1, 1)
+
+
+@pytest.mark.parametrize("op", [int_ops.Dequantize(), int_ops.Flatten(), int_ops.ArgMax(0, True)], ids=str)
+def test_an_index_can_only_leave_the_network(op: Any) -> None:
+    output = Tensor((1,), None, None, is_index=isinstance(op, int_ops.ArgMax))
+    nodes = (
+        *GRAPH.nodes,
+        IntNode("after", op, ("class",), output if not isinstance(op, int_ops.Flatten) else tensor((1,))),
+    )
+    with pytest.raises(ModelError, match="an index: no operation can take it"):
+        IntGraph(nodes, ("after",))
+
+
+@pytest.mark.parametrize("entry", [-1, 2**30 + 1])
+def test_exponentials_out_of_their_bounds_are_found(entry: int) -> None:
+    table = np.array(GRAPH["shares"].op.table)  # type: ignore[union-attr]
+    table[7] = entry
+    with pytest.raises(BoundError, match="shares: exponentials must be in"):
+        IntGraph(changed(GRAPH, "shares", op_table=table), ("output",))
+    with pytest.raises(BoundError, match="the first at least 1, got .* the first 0"):
+        IntGraph(changed(GRAPH, "shares", op_table=np.zeros(256, np.int32)), ("output",))
+
+
+@pytest.mark.parametrize(("size", "fits"), [(53, True), (54, False)])  # (k (k + 1))**2 * 255 against 2**31 - 1
+def test_uneven_windows_whose_common_area_is_too_large_are_found(size: int, fits: bool) -> None:
+    """Three windows over 3 k - 1 rows have k, k + 1 and k rows."""
+    rows = 3 * size - 1
+    output = tensor((1, 3, 3))
+    op = int_ops.AdaptiveAveragePool2d((3, 3), requantizer(1e-6, output))
+    nodes = (
+        IntNode("x", int_ops.Quantize((1, rows, rows)), (), tensor((1, rows, rows), zero_point=0)),
+        IntNode("op", op, ("x",), output),
+    )
+    assert common_area(rows, rows, (3, 3)) == (size * (size + 1)) ** 2
+    if fits:
+        IntGraph(nodes, ("op",))
+    else:
+        with pytest.raises(BoundError, match=r"op: windows .* common multiple 8,820,900.*divides the input size"):
+            IntGraph(nodes, ("op",))
+
+
+def test_windows_on_a_sequence_have_height_one() -> None:
+    op = int_ops.MaxPool2d((2, 2), (2, 2), NONE, ONE, False)
+    with pytest.raises(ModelError, match="on a sequence .* height 1"):
+        _image(op, tensor((4, 3)), (4, 6))
+    with pytest.raises(ModelError, match="a sequence .* has no rows to pad"):
+        _image(int_ops.Pad(((1, 0), (0, 0))), tensor((4, 6)), (4, 6))
+    flat = int_ops.MaxPool2d((1, 2), (1, 2), NONE, ONE, False)
+    assert _image(flat, tensor((4, 3)), (4, 6))["op"].output.shape == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -232,4 +314,4 @@ def test_a_window_that_may_leave_int32_is_found(size: int, fits: bool) -> None:
 
 @pytest.mark.parametrize("rule", RoundingRule)
 def test_a_graph_may_have_any_rule(rule: RoundingRule) -> None:
-    assert str(every_operation(rule)).count(f"{rule.value} clamp") == 7
+    assert str(every_operation(rule)).count(f"{rule.value} clamp") == 9

@@ -75,6 +75,28 @@ def test_every_operation_survives_to_the_byte(rule: RoundingRule) -> None:
     assert str(again) == str(graph)
 
 
+OLD = IntGraph(GRAPH.nodes[:10], ("fc",), GRAPH.notes)  # what version 1 knew
+
+
+def test_a_graph_of_old_operations_is_written_as_version_1() -> None:
+    """To the byte as before, so that an older labkit reads it; one new operation makes it version 2."""
+    data = dumps(OLD)
+    assert HEAD.unpack_from(data)[1] == 1
+    assert HEAD.unpack_from(DATA)[1] == 2
+    assert {key for node in header_of(data)["nodes"] for key in node["output"]} == {"class", "shape", "spec", "params"}
+    assert equal(loads(data).nodes, OLD.nodes)
+    for name in ("scaled", "padded", "moved", "sequence", "uneven", "shares", "class"):
+        names = [node.name for node in GRAPH]
+        part = IntGraph(GRAPH.nodes[: 1 + names.index(name)], (name,))
+        assert HEAD.unpack_from(dumps(part))[1] == 2
+        assert equal(loads(dumps(part)).nodes, part.nodes)
+
+
+def test_an_index_survives() -> None:
+    assert loads(DATA)["class"].output.is_index
+    assert [node["name"] for node in header_of(DATA)["nodes"] if "is_index" in node["output"]] == ["class"]
+
+
 def test_equal_graphs_give_equal_bytes_and_others_do_not() -> None:
     assert dumps(every_operation()) == DATA
     assert dumps(IntGraph(changed(GRAPH, "add", op_clamp=(8, 255)), GRAPH.outputs, GRAPH.notes)) != DATA
@@ -205,7 +227,7 @@ def test_a_foreign_file_is_refused(data: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("version", [0, VERSION + 1, 2**32 - 1])
 def test_another_version_is_refused(version: int) -> None:
-    with pytest.raises(ModelError, match=f"has version {version}, this labkit reads version {VERSION}"):
+    with pytest.raises(ModelError, match=f"has version {version}, this labkit reads versions 1 to {VERSION}"):
         loads(forged(header_of(DATA), version=version))
 
 

@@ -19,22 +19,29 @@ FloatGraph: 5 nodes, outputs fc
   fc    = Linear(weight[2x16]) <- flat -> relu6"""
 
 INTEGER = """\
-IntGraph: 11 nodes, outputs output
-  x      = Quantize(shape=(2,6,6)) -> 2x6x6 u8 S=0.02 Z=128
-  conv   = Conv2d(weight[4x1x3x3] s8 per axis 0, bias[4], single clamp 0..255, stride=(1,1), padding=((1,1),(1,1)), \
+IntGraph: 18 nodes, outputs output
+  x        = Quantize(shape=(2,6,6)) -> 2x6x6 u8 S=0.02 Z=128
+  conv     = Conv2d(weight[4x1x3x3] s8 per axis 0, bias[4], single clamp 0..255, stride=(1,1), padding=((1,1),(1,1)), \
 dilation=(1,1), groups=2) <- x -> 4x6x6 u8 S=0.03 Z=10 (with bn, relu)
-  pool   = MaxPool2d(kernel=(2,2), stride=(2,2), padding=((0,0),(0,0)), dilation=(1,1), ceil_mode=False) <- conv \
+  pool     = MaxPool2d(kernel=(2,2), stride=(2,2), padding=((0,0),(0,0)), dilation=(1,1), ceil_mode=False) <- conv \
 -> 4x3x3 u8 S=0.03 Z=10
-  point  = Conv2d(weight[4x4x1x1] s4 per axis 0, bias[4], single clamp 0..255, stride=(1,1), padding=((0,0),(0,0)), \
+  point    = Conv2d(weight[4x4x1x1] s4 per axis 0, bias[4], single clamp 0..255, stride=(1,1), padding=((0,0),(0,0)), \
 dilation=(1,1), groups=1) <- pool -> 4x3x3 u8 S=0.05 Z=99
-  add    = Add(multipliers[2], shift=30, zero_point=7, clamp=(7,255)) <- pool, point -> 4x3x3 u8 S=0.06 Z=7
-  cat    = Concat(single clamp 0..255 single clamp 0..255) <- add, pool -> 8x3x3 u8 S=0.06 Z=8
-  act    = Requantize(single clamp 0..255) <- cat -> 8x3x3 u8 S=0.04 Z=0
-  mean   = AveragePool2d(kernel=(3,3), stride=(3,3), padding=((0,0),(0,0)), single clamp 0..255) <- act \
+  add      = Add(multipliers[2], shift=30, zero_point=7, clamp=(7,255)) <- pool, point -> 4x3x3 u8 S=0.06 Z=7
+  cat      = Concat(single clamp 0..255 single clamp 0..255) <- add, pool -> 8x3x3 u8 S=0.06 Z=8
+  act      = Requantize(single clamp 0..255) <- cat -> 8x3x3 u8 S=0.04 Z=0
+  mean     = AveragePool2d(kernel=(3,3), stride=(3,3), padding=((0,0),(0,0)), single clamp 0..255) <- act \
 -> 8x1x1 u8 S=0.01 Z=3
-  flat   = Flatten() <- mean -> 8 u8 S=0.01 Z=3
-  fc     = Linear(weight[3x8] s1, bias[3], single clamp -127..127) <- flat -> 3 s8 S=0.5 Z=0
-  output = Dequantize() <- fc -> 3 f32"""
+  flat     = Flatten() <- mean -> 8 u8 S=0.01 Z=3
+  fc       = Linear(weight[3x8] s1, bias[3], single clamp -127..127) <- flat -> 3 s8 S=0.5 Z=0
+  scaled   = Multiply(single clamp 0..255) <- act, mean -> 8x3x3 u8 S=0.02 Z=5
+  padded   = Pad(padding=((1,0),(0,1))) <- scaled -> 8x4x4 u8 S=0.02 Z=5
+  moved    = Transpose(axes=(1,2,0)) <- padded -> 4x4x8 u8 S=0.02 Z=5
+  sequence = Reshape(shape=(8,16)) <- moved -> 8x16 u8 S=0.02 Z=5
+  uneven   = AdaptiveAveragePool2d(output_size=(3,2), single clamp 0..255) <- padded -> 8x3x2 u8 S=0.01 Z=9
+  shares   = Softmax(axis=0, table[256], bits=8, zero_point=0, clamp=(0,255)) <- fc -> 3 u8 S=0.003906 Z=0
+  class    = ArgMax(axis=0, keepdims=True) <- shares -> 1 index
+  output   = Dequantize() <- fc -> 3 f32"""
 
 
 def test_a_float_graph_prints() -> None:

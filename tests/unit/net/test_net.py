@@ -231,6 +231,10 @@ def test_result_of_an_override_is_passed_on(net: IntegerNet) -> None:
     assert not np.array_equal(trace["output"], plain["output"])
 
 
+MOVES = ("squeeze and excite", "zeros around images", "channel shuffle", "softmax of an image", "sequences")
+UNEVEN = ("adaptive pooling that does not divide",)
+
+
 def test_every_operation_can_be_overridden() -> None:
     called = set()
 
@@ -244,7 +248,7 @@ def test_every_operation_can_be_overridden() -> None:
     kernels = REFERENCE
     for name in reference.__all__:
         kernels = kernels.with_override(name, counted(name))
-    for case in ("sequential", "residual", "relu of a concatenation", "average pool with padding"):
+    for case in ("sequential", "residual", "relu of a concatenation", "average pool with padding", *MOVES, *UNEVEN):
         net, _ = quantized(case, "W8A8")
         out, plain = net.trace(images(), kernels=kernels), net.trace(images(), kernels="reference")
         assert all(np.array_equal(out[name], plain[name]) for name in plain)

@@ -157,7 +157,7 @@ def test_every_error_is_one_paragraph() -> None:
         lambda: labkit.quantize(small(), X[:, :1]),
         lambda: labkit.quantize(small(), X * 0),
         lambda: labkit.quantize(small(), X, weights=9),
-        lambda: labkit.quantize(nn.Sequential(nn.Softmax(1)), X),
+        lambda: labkit.quantize(nn.Sequential(nn.Sigmoid()), X),
     ]
     for case in cases:
         with pytest.raises(LabkitError) as caught:

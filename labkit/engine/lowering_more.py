@@ -1,0 +1,151 @@
+"""The kernel calls of what multiplies tensors, moves them (Pad, Reshape, Transpose) or ends a network (Softmax, ArgMax).
+
+AdaptiveAveragePool2d is here too.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.arithmetic.windows import adaptive_windows, common_area
+from labkit.engine.dispatch import lower_op, unsupported
+from labkit.engine.plan import Buffer, Place, Plan, Step, as_image
+from labkit.graph import int_ops
+from labkit.graph.ir import IntNode
+from labkit.kernels.fast import adaptive, heads, move, multiply
+from labkit.kernels.fast.elementwise import Corner
+from labkit.kernels.fast.packing import rounded_up
+from labkit.kernels.fast.requantize import Patch
+
+__all__: list[str] = []  # it registers its functions with `engine.dispatch`
+
+
+@lower_op.register
+def _(op: int_ops.Multiply, plan: Plan, node: IntNode) -> None:
+    a, b, y = plan.source(node, 0), plan.source(node, 1), plan.new_place(node)
+    at = multiply.Operands(*y.image[1:], y.image[0], *a.corner, _step(a, y), *b.corner, _step(b, y), *y.corner)
+    requantizer, buffers = op.requantizer, (a.buffer, b.buffer, y.buffer)
+    if requantizer.rule is RoundingRule.SINGLE:
+        constants = (*_single(requantizer), (a.zero, b.zero, y.zero), at)
+        plan.steps.append(Step(node.name, multiply.multiply, buffers, constants))
+        return
+    grids = [_centred_grid(plan, name) for name in node.inputs]
+    table = multiply.product_table(requantizer, *grids)
+    low_ends = (grids[0][0] + a.zero, grids[1][0] + b.zero)
+    plan.steps.append(Step(node.name, multiply.multiply_by_table, buffers, (table, low_ends, y.zero, at)))
+
+
+@lower_op.register
+def _(op: int_ops.AdaptiveAveragePool2d, plan: Plan, node: IntNode) -> None:
+    requantizer = op.requantizer
+    if (
+        requantizer.rule is not RoundingRule.SINGLE
+    ):  # no other runtime has this operation, and labkit makes it with SINGLE
+        raise unsupported(node, f"adaptive pooling is written for the rule SINGLE, not {requantizer.rule.name}")
+    x, y = plan.source(node), plan.new_place(node)
+    sums = plan.add_buffer(Buffer((1, 1, rounded_up(x.image[0])), np.int32))
+    rows, columns = (
+        np.array(adaptive_windows(x.image[1 + axis], y.image[1 + axis]), np.int64).reshape(-1, 2) for axis in range(2)
+    )
+    *scaling, clamp = _single(requantizer)
+    patch = Patch(*y.image[1:], y.image[0], *x.corner, *y.corner, 0)
+    area = common_area(*x.image[1:], op.output_size)
+    constants = (rows, columns, area, tuple(scaling), clamp, (x.zero, y.zero), patch)
+    plan.steps.append(Step(node.name, adaptive.adaptive_average_pool2d, (x.buffer, y.buffer, sums), constants))
+
+
+@lower_op.register
+def _(op: int_ops.Pad, plan: Plan, node: IntNode) -> None:
+    x, image = plan.source(node), as_image(node.output)
+    (top, _), (left, _) = op.padding
+    padded = Corner(x.corner.top - top, x.corner.left - left)
+    if _has_room(plan, node, x, image, padded):  # the zeros are there: the border of the buffer
+        plan.places[node.name] = Place(x.buffer, image, padded, x.zero)
+        return
+    y = plan.new_place(node)
+    patch = Patch(*image[1:], image[0], *x.corner, *y.corner, 0)
+    plan.steps.append(
+        Step(node.name, move.pad, (x.buffer, y.buffer), ((top, left), x.image[1:], patch, x.zero, y.zero))
+    )
+
+
+@lower_op.register
+def _(op: int_ops.Reshape, plan: Plan, node: IntNode) -> None:
+    x, image = plan.source(node), as_image(node.output)
+    if image == x.image and _has_room(plan, node, x, image, x.corner):  # only its name changes
+        plan.places[node.name] = Place(x.buffer, image, x.corner, x.zero)
+        return
+    _move(plan, node, _offsets(plan, x, node.output.shape))
+
+
+@lower_op.register
+def _(op: int_ops.Transpose, plan: Plan, node: IntNode) -> None:
+    shape = plan.graph[node.inputs[0]].output.shape
+    _move(plan, node, _offsets(plan, plan.source(node), shape).transpose(op.axes))
+
+
+@lower_op.register
+def _(op: int_ops.Softmax, plan: Plan, node: IntNode) -> None:
+    x, y, shape = plan.source(node), plan.new_place(node), node.output.shape
+    come, go, groups = heads.groups_along(op.axis, _offsets(plan, x, shape), _offsets(plan, y, shape))
+    clamp = (int(op.clamp[0]) - op.zero_point, int(op.clamp[1]) - op.zero_point)
+    constants = (come, go, groups, op.table, int(op.bits), clamp, y.zero)
+    plan.steps.append(Step(node.name, heads.softmax, (x.buffer, y.buffer), constants))
+
+
+@lower_op.register
+def _(op: int_ops.ArgMax, plan: Plan, node: IntNode) -> None:
+    x, image = plan.source(node), as_image(node.output)
+    channels, height, width = image
+    y = Place(plan.add_buffer(Buffer((height, width, rounded_up(channels)), np.int32)), image, Corner(0, 0))
+    plan.places[node.name] = y
+    shape = plan.graph[node.inputs[0]].output.shape
+    come, _, groups = heads.groups_along(op.axis, _offsets(plan, x, shape), None)
+    go = _offsets(plan, y, (*shape[: op.axis], *shape[op.axis + 1 :])).reshape(-1)
+    plan.steps.append(Step(node.name, heads.argmax, (x.buffer, y.buffer), (come, np.ascontiguousarray(go), groups)))
+
+
+def _move(plan: Plan, node: IntNode, source: NDArray[np.int64]) -> None:
+    """Copy the elements at ``source``, offsets in the shape of the result, to the new place of ``node``."""
+    x, y = plan.source(node), plan.new_place(node)
+    runs = move.runs_of(source, _offsets(plan, y, node.output.shape))
+    kernel = move.move_elements if runs[:, 2].max() == 1 else move.move_runs
+    plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer), (runs, x.zero, y.zero)))
+
+
+def _offsets(plan: Plan, place: Place, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    height, width, lanes = plan.buffers[place.buffer].shape
+    return move.offsets((height, width, lanes), place.image, place.corner, shape)
+
+
+def _has_room(plan: Plan, node: IntNode, x: Place, image: tuple[int, int, int], corner: Corner) -> bool:
+    """Whether an ``image`` at ``corner`` of the buffer of ``x`` has around it what the consumers of ``node`` read."""
+    (top, bottom), (left, right) = plan.border(node.name)
+    height, width, _ = plan.buffers[x.buffer].shape
+    return (
+        corner.top >= top
+        and corner.left >= left
+        and corner.top + image[1] + bottom <= height
+        and corner.left + image[2] + right <= width
+    )
+
+
+def _single(requantizer: Requantizer) -> tuple[int, int, tuple[int, int]]:
+    """Mantissa, shift and clamp (zero point subtracted) under the rule SINGLE, one for the whole tensor."""
+    multiplier = requantizer.multiplier
+    assert isinstance(multiplier, FixedPointMultiplier)
+    low, high = (int(end) - int(requantizer.zero_point) for end in requantizer.clamp)
+    return int(multiplier.mantissa), 31 - int(multiplier.exponent), (low, high)
+
+
+def _step(operand: Place, y: Place) -> int:
+    return 1 if operand.image == y.image else 0
+
+
+def _centred_grid(plan: Plan, name: str) -> tuple[int, int]:
+    """Lowest and highest integer of the result of ``name``, zero point subtracted."""
+    spec, params = plan.graph[name].output.quantized
+    return spec.qmin - int(params.zero_point), spec.qmax - int(params.zero_point)

@@ -1,0 +1,118 @@
+"""The shape that each operation of an `IntGraph` puts out, from the shapes that go in.
+
+A sequence (channels, length) is an image of height 1 to every operation with a window.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from labkit.errors import ModelError
+from labkit.graph import int_ops
+from labkit.graph.shapes import window_output
+
+if TYPE_CHECKING:
+    from labkit.graph.ir import IntNode, Tensor
+
+__all__ = ["output_shape"]
+
+Shape = tuple[int, ...]
+
+
+def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
+    """The shape of the result of ``node`` without the batch axis, for ``inputs`` of the right number.
+
+    Raises
+    ------
+    ModelError
+        The shapes of the inputs do not fit the operation.
+    """
+    op = node.op
+    if isinstance(op, int_ops.Quantize):
+        return tuple(op.shape)
+    first = inputs[0].shape
+    if isinstance(op, int_ops.Flatten):
+        return (math.prod(first),)
+    if isinstance(op, int_ops.Linear):
+        if len(first) != 1:
+            raise ModelError(f"{node.name}: Linear takes a flat input, got {first}. Put a Flatten node before it.")
+        return (op.weight.values.shape[0],)
+    if isinstance(op, int_ops.Concat):
+        _need_image(node, first)
+        return (sum(t.shape[0] for t in inputs), *first[1:])
+    if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d):
+        return _windowed(node, op, first)
+    if isinstance(op, int_ops.AdaptiveAveragePool2d):
+        _need_image(node, first)
+        image = first if len(first) == 3 else (first[0], 1, first[1])
+        if not all(1 <= want <= have for want, have in zip(op.output_size, image[1:], strict=True)):
+            raise ModelError(
+                f"{node.name}: an image {first} cannot be averaged to {op.output_size}: make it smaller only."
+            )
+        return (first[0], *op.output_size[-len(first) + 1 :])
+    if isinstance(op, int_ops.Multiply):
+        return _product(node, first, inputs[1].shape)
+    if isinstance(op, int_ops.Pad):
+        _need_image(node, first)
+        (top, bottom), (left, right) = op.padding
+        if len(first) == 2 and (top or bottom):
+            raise ModelError(f"{node.name}: a sequence {first} has no rows to pad, got {op.padding}.")
+        return (*(first[:1] if len(first) == 2 else (first[0], first[1] + top + bottom)), first[-1] + left + right)
+    if isinstance(op, int_ops.Reshape):
+        if math.prod(op.shape) != math.prod(first) or min(op.shape, default=0) < 1:
+            raise ModelError(f"{node.name}: {first} cannot become {op.shape}; both need the same number of elements.")
+        return tuple(op.shape)
+    if isinstance(op, int_ops.Transpose):
+        if sorted(op.axes) != list(range(len(first))):
+            raise ModelError(
+                f"{node.name}: {op.axes} is no order of the {len(first)} axes of {first}. Name each of 0..{len(first) - 1} once."
+            )
+        return tuple(first[axis] for axis in op.axes)
+    if isinstance(op, int_ops.Softmax | int_ops.ArgMax):
+        if not 0 <= op.axis < len(first):
+            raise ModelError(f"{node.name}: there is no axis {op.axis} in {first}; name one of 0..{len(first) - 1}.")
+        if isinstance(op, int_ops.ArgMax):
+            return (*first[: op.axis], *((1,) if op.keepdims else ()), *first[op.axis + 1 :])
+    return first
+
+
+def _windowed(node: IntNode, op: int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d, shape: Shape) -> Shape:
+    _need_image(node, shape)
+    kernel: Shape = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
+    dilation = (1, 1) if isinstance(op, int_ops.AveragePool2d) else op.dilation
+    ceil_mode = op.ceil_mode if isinstance(op, int_ops.MaxPool2d) else False
+    channels = op.weight.values.shape[0] if isinstance(op, int_ops.Conv2d) else shape[0]
+    image = shape if len(shape) == 3 else (shape[0], 1, shape[1])
+    height, width = (
+        window_output(image[1 + i], kernel[i], op.stride[i], op.padding[i], dilation[i], ceil_mode) for i in range(2)
+    )
+    if len(shape) == 3:
+        return channels, height, width
+    if height != 1:
+        raise ModelError(
+            f"{node.name}: on a sequence {shape} the window has height 1 and no rows of padding, got height {kernel[0]} "
+            f"and padding {op.padding}."
+        )
+    return channels, width
+
+
+def _product(node: IntNode, a: Shape, b: Shape) -> Shape:
+    if a == b or _is_gate(b, a):
+        return a
+    if _is_gate(a, b):
+        return b
+    raise ModelError(
+        f"{node.name}: Multiply takes two tensors of one shape, or (C, H, W) and (C, 1, 1), got {a} and {b}."
+    )
+
+
+def _is_gate(gate: Shape, image: Shape) -> bool:
+    return len(gate) == len(image) in (2, 3) and gate == (image[0], *(1 for _ in image[1:]))
+
+
+def _need_image(node: IntNode, shape: Shape) -> None:
+    if len(shape) not in (2, 3):
+        raise ModelError(
+            f"{node.name}: {type(node.op).__name__} takes (channels, height, width) or (channels, length), got {shape}."
+        )

@@ -1,0 +1,138 @@
+"""Graphs drawn at random from all operations: the fast tier against the reference tier, every node, tolerance 0."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from unit.engine.graphs import S4, S8, U4, U8, Builder, affine
+from unit.engine.test_run import assert_same
+
+from labkit.arithmetic.requantize import RoundingRule
+from labkit.graph import int_ops
+
+GRIDS = [S8, affine(S8), affine(U8), S4, affine(S4), affine(U4)]
+LARGEST = 1200  # elements of a tensor, so that the reference tier is quick
+RULES = [RoundingRule.SINGLE, RoundingRule.SINGLE, RoundingRule.DYADIC, RoundingRule.FLOAT32_EVEN]
+
+
+def _edge(rng, most=2):
+    return int(rng.integers(0, most + 1)), int(rng.integers(0, most + 1))
+
+
+def _window(b, x, rng):
+    """A kernel, stride and padding that fit the image or sequence ``x``; padding is smaller than the kernel."""
+    is_image = len(b[x].shape) == 3
+    size = b[x].shape[1:] if is_image else (1, b[x].shape[1])
+    kernel = tuple(int(rng.integers(1, min(3, length) + 1)) for length in size)
+    stride = (int(rng.integers(1, 3)) if is_image else 1, int(rng.integers(1, 3)))
+    return kernel, stride, tuple(_edge(rng, k - 1) for k in kernel)
+
+
+def _convolution(b, x, rng, spec):
+    kernel, stride, padding = _window(b, x, rng)
+    channels = b[x].shape[0]
+    groups = int(rng.choice([1, channels, math.gcd(channels, 2)]))
+    outputs = groups * int(rng.integers(1, 4)) if groups > 1 else int(rng.integers(1, 20))
+    return b.conv(x, outputs, kernel, stride=stride, padding=padding, groups=groups, spec=spec)
+
+
+def _max_pool(b, x, rng, spec):
+    kernel, stride, padding = _window(b, x, rng)
+    return b.max_pool(x, kernel, stride=stride, padding=padding)
+
+
+def _average_pool(b, x, rng, spec):
+    kernel, stride, padding = _window(b, x, rng)
+    return b.average_pool(x, kernel, stride=stride, padding=padding, spec=spec)
+
+
+def _adaptive(b, x, rng, spec):
+    size = b[x].shape[1:] if len(b[x].shape) == 3 else (1, b[x].shape[1])
+    return b.adaptive_average_pool(x, tuple(int(rng.integers(1, length + 1)) for length in size), spec=spec)
+
+
+def _pad(b, x, rng, spec):
+    return b.pad(x, (_edge(rng) if len(b[x].shape) == 3 else (0, 0), _edge(rng)))
+
+
+def _reshape(b, x, rng, spec):
+    left, shape = math.prod(b[x].shape), []
+    while left > 1 and len(shape) < 4:
+        divisors = [d for d in range(2, left + 1) if left % d == 0]
+        shape.append(int(rng.choice(divisors)))
+        left //= shape[-1]
+    return b.reshape(x, (*shape, left) if left > 1 or not shape else shape)
+
+
+def _transpose(b, x, rng, spec):
+    return b.transpose(x, [int(axis) for axis in rng.permutation(len(b[x].shape))])
+
+
+def _softmax(b, x, rng, spec):
+    return b.softmax(x, int(rng.integers(len(b[x].shape))), spec=affine(U8), bits=int(rng.integers(1, 9)))
+
+
+def _argmax(b, x, rng, spec):
+    return b.argmax(x, int(rng.integers(len(b[x].shape))), keepdims=bool(rng.integers(2)))
+
+
+def _partner(b, x, rng, like):
+    """Another tensor of the shape ``like``: one that is there already, or a new input."""
+    same = [node.name for node in b.nodes if node.output.shape == like and not node.output.is_index]
+    return str(rng.choice(same)) if same and rng.random() < 0.8 else b.quantize(like, GRIDS[int(rng.integers(6))])
+
+
+def _multiply(b, x, rng, spec):
+    shape = b[x].shape
+    like = (shape[0], *(1 for _ in shape[1:])) if len(shape) in (2, 3) and rng.random() < 0.5 else shape
+    pair = [x, _partner(b, x, rng, like)]
+    return b.multiply(*(pair if rng.random() < 0.5 else pair[::-1]), spec=spec)
+
+
+def _add(b, x, rng, spec):
+    return b.add(x, _partner(b, x, rng, b[x].shape), spec=spec)
+
+
+def _concat(b, x, rng, spec):
+    return b.concat(x, _partner(b, x, rng, b[x].shape), x, spec=spec)
+
+
+def _linear(b, x, rng, spec):
+    return b.linear(b.flatten(x), int(rng.integers(1, 24)), spec=spec)
+
+
+ANY = [_reshape, _reshape, _transpose, _softmax, _argmax, _multiply, _add, _linear]
+ANY += [lambda b, x, rng, spec: b.flatten(x), lambda b, x, rng, spec: b.requantize(x, spec=spec)]
+WITH_WINDOW = [_convolution, _convolution, _max_pool, _average_pool, _adaptive, _pad, _pad, _concat, _multiply]
+
+
+def random_graph(seed):
+    rng = np.random.default_rng(seed)
+    b = Builder(seed, rule=RULES[seed % len(RULES)], ties=seed % 3 == 0, extreme=seed % 3 == 1)
+    shape = [(3, 7, 6), (4, 20), (30,), (17, 4, 4), (2, 3, 2, 3)][seed % 5]
+    tensors = [b.quantize(shape, GRIDS[int(rng.integers(6))])]
+    for _ in range(12):
+        x = str(rng.choice(tensors[-4:]))
+        choices = ANY + (2 * WITH_WINDOW if len(b[x].shape) in (2, 3) else [])
+        step = choices[int(rng.integers(len(choices)))]
+        if step is _adaptive and b.rule is not RoundingRule.SINGLE:
+            continue
+        name = step(b, x, rng, GRIDS[int(rng.integers(6))])
+        if not b[name].is_index and math.prod(b[name].shape) <= LARGEST:
+            tensors.append(name)
+    ends = [node.name for node in b.nodes if rng.random() < 0.3 or node.output.is_index]
+    return b.graph(*ends, b.dequantize(tensors[-1]))
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_random_graph(seed):
+    assert_same(random_graph(seed), images=1 + seed % 5, seed=seed)
+
+
+def test_every_operation_is_drawn():
+    drawn = Counter(type(node.op).__name__ for seed in range(80) for node in random_graph(seed))
+    assert min(drawn.values()) >= 10, drawn
+    assert {*drawn, "IntOp"} == {*int_ops.__all__}
