@@ -133,8 +133,10 @@ class _IntegerWriter(_Writer):
         elif isinstance(op, int_ops.Requantize):
             self.node("DequantizeLinear", [x[0], *self._grid(x[0])], f"{name}:real")
             self._clamped(node, op.requantizer.clamp, "QuantizeLinear", [f"{name}:real", *self._grid(name)])
-        else:
+        elif isinstance(op, int_ops.Flatten):
             self.node("Flatten", x, name, axis=1)
+        else:
+            raise UnsupportedOperation(f"{name}: {type(op).__name__} is not written for onnxruntime.")
 
     def _clamped(
         self, node: IntNode, clamp: tuple[int, int], kind: str, terms: list[str], domain: str = "", **attributes: Any

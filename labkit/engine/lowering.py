@@ -17,18 +17,20 @@ from labkit.graph.shapes import Padding
 from labkit.kernels.fast import conv3x3, direct, elementwise, pool, winograd
 from labkit.kernels.fast.conv import Windows, byte_offsets, conv2d_kernel, linear_one_kernel
 from labkit.kernels.fast.depthwise import DEPTHWISE, DEPTHWISE_SUMS, tap_offsets
+from labkit.kernels.fast.depthwise_rows import COLUMNS, depthwise_rows_kernel, pack_rows, tile_width
 from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.packing import (
     NO_EPILOGUE,
     channels_first_order,
     epilogue_fits,
+    fits_int8,
     pack_epilogue,
     pack_panels,
     pack_taps,
     rounded_up,
 )
 from labkit.kernels.fast.requantize import REQUANTIZE, REQUANTIZE_VECTORS, Patch, multiplier_tables
-from labkit.kernels.fast.tile import LONGEST_NIBBLE_RUN, Dot
+from labkit.kernels.fast.tile import LONGEST_NIBBLE_RUN, Dot, Registers
 
 __all__: list[str] = []  # it registers its functions with `engine.dispatch`
 
@@ -176,6 +178,14 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
         plan.steps.append(Step(node.name, direct.grouped_sums, (x.buffer, sums), plain))
         _requantize_sums(plan, node, sums, op.requantizer, _bias(op, x, weights))
         return
+    if _goes_by_rows(plan, node, x, weights):
+        dot = Dot.QUADS_VNNI if Dot.QUADS_VNNI in plan.dots else Dot.QUADS
+        width = tile_width(windows.width)
+        epilogue = pack_epilogue(_bias(op, x, weights), op.requantizer, CHANNELS, y.zero)
+        by_rows = (pack_rows(weights[:, 0]), epilogue, op.dilation[0], _stored_clamp(op.requantizer, y.zero), windows)
+        row_kernel = depthwise_rows_kernel(dot, width, op.stride[1], op.requantizer.rule)
+        plan.steps.append(Step(node.name, row_kernel, (x.buffer, y.buffer), by_rows))
+        return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
     pixel = lanes * _itemsize(plan, x)
     taps = tap_offsets(kernel, op.dilation, buffer_w * pixel, pixel)
@@ -189,6 +199,22 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
     constants = (panels, NO_EPILOGUE, taps, (0, 0), into_sums)
     plan.steps.append(Step(node.name, DEPTHWISE_SUMS, (x.buffer, sums, TABLES), constants))
     _requantize_sums(plan, node, sums, op.requantizer, _bias(op, x, weights))
+
+
+def _goes_by_rows(plan: Plan, node: IntNode, x: Place, weights: NDArray[np.int16]) -> bool:
+    """Whether `depthwise_rows` serves this depthwise convolution and is the fastest."""
+    op = node.op
+    assert isinstance(op, int_ops.Conv2d)
+    return (
+        plan.registers is Registers.BITS_512
+        and not {Dot.QUADS_VNNI, Dot.QUADS}.isdisjoint(plan.dots)
+        and plan.buffers[x.buffer].dtype is np.uint8
+        and weights.shape[3] == COLUMNS
+        and op.dilation[1] == 1
+        and op.stride[1] <= 2
+        and fits_int8(weights)
+        and _finishes_in_registers(plan, node, weights)
+    )
 
 
 def _multiply(

@@ -9,16 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
-from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.arithmetic.requantize import RoundingRule
 from labkit.arithmetic.windows import adaptive_windows, common_area
-from labkit.engine.dispatch import lower_op, unsupported
+from labkit.engine.dispatch import lower_op
 from labkit.engine.plan import Buffer, Place, Plan, Step, as_image
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.kernels.fast import adaptive, heads, move, multiply
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
-from labkit.kernels.fast.requantize import Patch
+from labkit.kernels.fast.requantize import REQUANTIZE, Patch, multiplier_tables
 
 __all__: list[str] = []  # it registers its functions with `engine.dispatch`
 
@@ -29,7 +29,11 @@ def _(op: int_ops.Multiply, plan: Plan, node: IntNode) -> None:
     at = multiply.Operands(*y.image[1:], y.image[0], *a.corner, _step(a, y), *b.corner, _step(b, y), *y.corner)
     requantizer, buffers = op.requantizer, (a.buffer, b.buffer, y.buffer)
     if requantizer.rule is RoundingRule.SINGLE:
-        constants = (*_single(requantizer), (a.zero, b.zero, y.zero), at)
+        multiplier = requantizer.multiplier
+        assert isinstance(multiplier, FixedPointMultiplier)
+        low, high = (int(end) - int(requantizer.zero_point) for end in requantizer.clamp)
+        scaling = (int(multiplier.mantissa), 31 - int(multiplier.exponent), (low, high))
+        constants = (*scaling, (a.zero, b.zero, y.zero), at)
         plan.steps.append(Step(node.name, multiply.multiply, buffers, constants))
         return
     grids = [_centred_grid(plan, name) for name in node.inputs]
@@ -40,36 +44,34 @@ def _(op: int_ops.Multiply, plan: Plan, node: IntNode) -> None:
 
 @lower_op.register
 def _(op: int_ops.AdaptiveAveragePool2d, plan: Plan, node: IntNode) -> None:
-    requantizer = op.requantizer
-    if (
-        requantizer.rule is not RoundingRule.SINGLE
-    ):  # no other runtime has this operation, and labkit makes it with SINGLE
-        raise unsupported(node, f"adaptive pooling is written for the rule SINGLE, not {requantizer.rule.name}")
-    x, y = plan.source(node), plan.new_place(node)
-    sums = plan.add_buffer(Buffer((1, 1, rounded_up(x.image[0])), np.int32))
+    x, y, requantizer = plan.source(node), plan.new_place(node), op.requantizer
+    channels, height, width = y.image
+    sums = plan.add_buffer(Buffer((height, width, rounded_up(channels)), np.int32))
     rows, columns = (
         np.array(adaptive_windows(x.image[1 + axis], y.image[1 + axis]), np.int64).reshape(-1, 2) for axis in range(2)
     )
-    *scaling, clamp = _single(requantizer)
-    patch = Patch(*y.image[1:], y.image[0], *x.corner, *y.corner, 0)
     area = common_area(*x.image[1:], op.output_size)
-    constants = (rows, columns, area, tuple(scaling), clamp, (x.zero, y.zero), patch)
-    plan.steps.append(Step(node.name, adaptive.adaptive_average_pool2d, (x.buffer, y.buffer, sums), constants))
+    patch = Patch(height, width, channels, *x.corner, 0, 0, 0)
+    constants = (rows, columns, area, x.zero, patch)
+    plan.steps.append(Step(node.name, adaptive.adaptive_sums, (x.buffer, sums), constants))
+    zero_point = int(requantizer.zero_point)
+    is_inside = requantizer.zero_point_inside and not requantizer.rule.is_integer_only  # else it makes no difference
+    finish = (
+        np.zeros(channels, np.int64),
+        *multiplier_tables(requantizer, channels),
+        *(zero_point if is_inside else 0, zero_point, y.zero),
+        (int(requantizer.clamp[0]), int(requantizer.clamp[1])),
+        Patch(height, width, channels, 0, 0, *y.corner, 0),
+    )
+    plan.steps.append(Step(node.name, REQUANTIZE[requantizer.rule], (sums, y.buffer), finish))
 
 
 @lower_op.register
 def _(op: int_ops.Pad, plan: Plan, node: IntNode) -> None:
     x, image = plan.source(node), as_image(node.output)
-    (top, _), (left, _) = op.padding
-    padded = Corner(x.corner.top - top, x.corner.left - left)
-    if _has_room(plan, node, x, image, padded):  # the zeros are there: the border of the buffer
-        plan.places[node.name] = Place(x.buffer, image, padded, x.zero)
-        return
-    y = plan.new_place(node)
-    patch = Patch(*image[1:], image[0], *x.corner, *y.corner, 0)
-    plan.steps.append(
-        Step(node.name, move.pad, (x.buffer, y.buffer), ((top, left), x.image[1:], patch, x.zero, y.zero))
-    )
+    corner = Corner(x.corner.top - op.padding[0][0], x.corner.left - op.padding[1][0])
+    assert _has_room(plan, node, x, image, corner)  # `Plan.border` saw to it that the zeros are there
+    plan.places[node.name] = Place(x.buffer, image, corner, x.zero)
 
 
 @lower_op.register
@@ -131,14 +133,6 @@ def _has_room(plan: Plan, node: IntNode, x: Place, image: tuple[int, int, int], 
         and corner.top + image[1] + bottom <= height
         and corner.left + image[2] + right <= width
     )
-
-
-def _single(requantizer: Requantizer) -> tuple[int, int, tuple[int, int]]:
-    """Mantissa, shift and clamp (zero point subtracted) under the rule SINGLE, one for the whole tensor."""
-    multiplier = requantizer.multiplier
-    assert isinstance(multiplier, FixedPointMultiplier)
-    low, high = (int(end) - int(requantizer.zero_point) for end in requantizer.clamp)
-    return int(multiplier.mantissa), 31 - int(multiplier.exponent), (low, high)
 
 
 def _step(operand: Place, y: Place) -> int:

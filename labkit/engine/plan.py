@@ -97,7 +97,10 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A Quantize node: where its integers go, and how. ``low`` and ``high`` end the grid, zero point subtracted."""
+    """A Quantize node: where its integers go, and how. ``low`` and ``high`` end the grid, zero point subtracted.
+
+    kernel : `elementwise.quantize` or what does the same
+    """
 
     node: IntNode
     place: Place
@@ -105,6 +108,7 @@ class Entry:
     scale: np.float32
     low: np.float32
     high: np.float32
+    kernel: Callable[..., int]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from labkit.arithmetic import affine
 from labkit.engine.arena import Arena, arena_for
 from labkit.engine.plan import Entry, Exit, Prepared
 from labkit.errors import BoundError
-from labkit.kernels.fast.elementwise import dequantize, quantize, quantize_signs
+from labkit.kernels.fast.elementwise import dequantize, quantize_signs
 
 __all__ = ["run", "trace"]
 
@@ -82,7 +82,7 @@ def _enter(arena: Arena, entry: Entry, real: Array, chunk: slice) -> None:
     if entry.is_binary:
         not_numbers = quantize_signs(images, buffer, entry.place.corner)
     else:
-        not_numbers = quantize(
+        not_numbers = entry.kernel(
             images, buffer, entry.scale, entry.low, entry.high, np.float32(entry.place.zero), entry.place.corner
         )
     if not_numbers:

@@ -21,7 +21,8 @@ from labkit.kernels.fast.tile import Dot
 __all__ = ["centred_weights", "dot_of", "tensors_in_bytes"]
 
 _NIBBLE_INPUTS, _NIBBLE_WEIGHTS = 15, 8  # the largest, for which `Dot.NIBBLES` cannot overflow
-_MOVES = int_ops.MaxPool2d | int_ops.Flatten  # results are elements of the input, in the same storage
+# results are elements of the input, in the same storage and perhaps in the same memory
+_MOVES = int_ops.MaxPool2d | int_ops.Flatten | int_ops.Pad | int_ops.Reshape
 
 
 def centred_weights(op: int_ops.Conv2d | int_ops.Linear) -> NDArray[np.int16]:

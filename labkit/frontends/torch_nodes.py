@@ -51,7 +51,7 @@ def array_of(tensor: torch.Tensor) -> NDArray[np.float32]:
 
 
 def optional_array(tensor: torch.Tensor | None) -> NDArray[np.float32] | None:
-    """As `array_of`; None stays None."""
+    """A float32 copy of ``tensor``, any shape; None stays None."""
     return None if tensor is None else array_of(tensor)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import sys
+import time
 from typing import Any
 
 from llvmlite import ir
@@ -23,14 +24,16 @@ __all__ = [
     "add_word",
     "drop_gate",
     "load_word",
+    "nanoseconds",
     "new_gate",
     "open_gate",
+    "open_gate_from_python",
     "or_word",
     "pause",
     "replace_word",
+    "sleep_at_gate",
     "store_word",
     "wait_at_gate",
-    "yield_processor",
 ]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -46,7 +49,6 @@ _PAUSES = {
     "arm64": ("llvm.aarch64.hint", [_I32(1)]),
 }
 _PAUSE = _PAUSES.get(platform.machine().lower())
-_HAS_SCHED_YIELD = sys.platform != "win32"
 
 
 def _word(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
@@ -124,15 +126,18 @@ def pause(typing_context):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
-def yield_processor(typing_context):  # type: ignore[no-untyped-def]
-    """Let another thread that is ready use this processor, where the C library has sched_yield."""
+def nanoseconds(typing_context):  # type: ignore[no-untyped-def]
+    """The time on a clock that never goes back, in nanoseconds from any start; on Windows in steps of some 15 ms."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        if _HAS_SCHED_YIELD:
-            _call(builder, "sched_yield", _I32, [])
-        return context.get_dummy_value()
+        if sys.platform == "win32":
+            return builder.mul(_call(builder, "GetTickCount64", _I64, []), _I64(1_000_000))
+        time_and_rest = cgutils.alloca_once(builder, _I64, 2)  # both members are 64 bits wide where Python is
+        _call(builder, "clock_gettime", _I32, [_I32(time.CLOCK_MONOTONIC), time_and_rest])
+        seconds, rest = (builder.load(builder.gep(time_and_rest, [_I64(i)])) for i in range(2))
+        return builder.add(builder.mul(seconds, _I64(1_000_000_000)), rest)
 
-    return types.void(), generate
+    return types.int64(), generate
 
 
 @intrinsic
@@ -145,6 +150,18 @@ def wait_at_gate(typing_context, gate):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@intrinsic
+def sleep_at_gate(typing_context, gate, microseconds):  # type: ignore[no-untyped-def]
+    """Sleep for ``microseconds`` at ``gate``, which nobody opens. Only with the interpreter lock released."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        lock = builder.inttoptr(arguments[0], _POINTER)
+        _call(builder, "PyThread_acquire_lock_timed", _I32, [lock, arguments[1], _I32(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
 
 
 @intrinsic
@@ -170,6 +187,11 @@ def new_gate() -> int:
         raise MemoryError("no thread lock can be had")
     _python("PyThread_acquire_lock", ctypes.c_int, ctypes.c_void_p, ctypes.c_int)(gate, 0)
     return int(gate)
+
+
+def open_gate_from_python(gate: int) -> None:
+    """`open_gate` for code that is not compiled. A gate at which nobody will wait any more may be open already."""
+    _python("PyThread_release_lock", None, ctypes.c_void_p)(gate)
 
 
 def drop_gate(gate: int) -> None:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import accumulate, chain
 from typing import Any
 
 import numba
@@ -28,18 +29,17 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from labkit.errors import InputError
-from labkit.kernels.atomics import load_word
 from labkit.kernels.jit import entry_point, jit
 
 __all__ = [
     "LEADING",
+    "PARTS_IN_ROW",
     "PARTS_MOST",
     "ROW_BYTES",
     "Call",
     "Program",
     "call_row",
     "make_program",
-    "parts_of_row",
     "walk",
     "without_outcome",
 ]
@@ -49,6 +49,7 @@ PARTS_MOST = 4095  # so that two of them fit a word beside a running number (`en
 
 _ROW = 4  # words of a row of the table: address of thunk, of kernel, of block; parts
 ROW_BYTES = 8 * _ROW
+PARTS_IN_ROW = 24  # byte offset of parts
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
 _POINTER = ir.IntType(8).as_pointer()
 _RAISED = -(2**63)  # what a thunk returns for a kernel that raised an exception
@@ -81,6 +82,7 @@ class Program:
     blocks : int64 [threads, words], the arguments of all calls
     places : for each call the first word of each argument in a row of ``blocks``
     owners : what the addresses point into
+    walker : compiled; takes ``address``, ``length`` and the number of images
     """
 
     names: tuple[str, ...]
@@ -88,16 +90,17 @@ class Program:
     blocks: NDArray[np.int64]
     places: tuple[tuple[int, ...], ...]
     owners: tuple[Any, ...]
+    walker: Callable[[int, int, int], int]
 
     @property
     def threads(self) -> int:
         """How many threads may run parts of a call at the same time."""
-        return self.table.shape[0]
+        return len(self.table)
 
     @cached_property
     def address(self) -> int:
         """Of the table."""
-        return self.table.ctypes.data
+        return int(self.table.ctypes.data)
 
     @cached_property
     def length(self) -> int:
@@ -108,11 +111,6 @@ class Program:
     def is_divided(self) -> bool:
         """Whether any call has more than one part."""
         return bool(np.any(self.table[0, :, 3] > 1))
-
-    @cached_property
-    def walker(self) -> Callable[[int, int, int], int]:
-        """The compiled `walk`."""
-        return entry_point(_walk, (0, 0, 0))
 
     def data_word(self, call: int, argument: int) -> int:
         """Where the data address of an array lies in a row of ``blocks``: of ``argument`` (after ``images``) of ``call``.
@@ -132,6 +130,7 @@ def make_program(calls: Sequence[Call]) -> Program:
         Arguments are of types that are not passed as whole words, or differ from thread to thread; a kernel returns
         something else than int64; parts are out of range; or Numba is told not to compile.
     """
+    walker = entry_point(_walk, (0, 0, 0))
     threads = len(calls[0].arguments) if calls else 1
     prepared = [_prepare(call, threads) for call in calls]
     thunks = _thunks({LEADING + len(p.words[0]) for p in prepared})
@@ -144,7 +143,7 @@ def make_program(calls: Sequence[Call]) -> Program:
         table[:, i, 2] = blocks.ctypes.data + np.arange(threads) * blocks.strides[0] + 8 * starts[i]
         table[:, i, 3] = call.parts
     places = tuple(tuple(int(start) + at for at in p.places) for start, p in zip(starts[:-1], prepared, strict=True))
-    return Program(tuple(call.name for call in calls), table, blocks, places, (tuple(calls), tuple(prepared)))
+    return Program(tuple(call.name for call in calls), table, blocks, places, (tuple(calls), tuple(prepared)), walker)
 
 
 def walk(program: Program, images: int) -> int:
@@ -174,29 +173,18 @@ def without_outcome(program: Program, outcome: int) -> int:
 
 
 @intrinsic
-def _call_thunk(typing_context, thunk, kernel, block, part, parts, images):  # type: ignore[no-untyped-def]
-    """What the thunk at address ``thunk`` returns."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        address = builder.inttoptr(arguments[0], _THUNK.as_pointer())
-        return builder.call(address, arguments[1:])
-
-    return types.int64(*[types.int64] * 6), generate
-
-
-@jit
-def call_row(row: int, part: int, parts: int, images: int) -> int:
-    """Run ``part`` of ``parts`` of the call whose row is at address ``row``.
+def call_row(typing_context, row, part, parts, images):  # type: ignore[no-untyped-def]
+    """Run ``part`` of ``parts`` of the call whose row is at the address ``row``.
 
     Returns what the kernel does, or a negative number if it raised an exception.
     """
-    return _call_thunk(load_word(row), load_word(row + 8), load_word(row + 16), part, parts, images)  # type: ignore[no-any-return,call-arg]
 
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        words = builder.inttoptr(arguments[0], _I64.as_pointer())
+        thunk, kernel, block = (builder.load(builder.gep(words, [_I64(i)])) for i in range(3))
+        return builder.call(builder.inttoptr(thunk, _THUNK.as_pointer()), [kernel, block, *arguments[1:]])
 
-@jit
-def parts_of_row(row: int) -> int:
-    """The number of parts of the call whose row is at address ``row``."""
-    return load_word(row + 24)  # type: ignore[no-any-return,call-arg]
+    return types.int64(*[types.int64] * 4), generate
 
 
 @jit
@@ -223,7 +211,7 @@ class _Prepared:
 
 
 def _prepare(call: Call, threads: int) -> _Prepared:
-    signatures = {tuple(numba.typeof(argument) for argument in arguments) for arguments in call.arguments}
+    signatures = {tuple(map(numba.typeof, arguments)) for arguments in call.arguments}
     if len(call.arguments) != threads or len(signatures) != 1:
         raise InputError(
             f"{call.name}: got arguments for {len(call.arguments)} threads with {len(signatures)} combinations of "
@@ -231,17 +219,25 @@ def _prepare(call: Call, threads: int) -> _Prepared:
         )
     if not 1 <= call.parts <= PARTS_MOST:
         raise InputError(f"{call.name}: got {call.parts} parts, which must be 1 .. {PARTS_MOST}.")
-    leading = (0,) * LEADING
-    entry_point(call.kernel, (*leading, *call.arguments[0]))
-    signature = (*(numba.typeof(argument) for argument in leading), *next(iter(signatures)))
+    signature = (types.int64,) * LEADING + signatures.pop()
+    call.kernel.compile(signature)  # type: ignore[attr-defined]
     code = call.kernel.overloads[signature]  # type: ignore[attr-defined]
     if types.unliteral(code.signature.return_type) != types.int64:
         raise InputError(f"{call.name}: its kernel returns {code.signature.return_type}, which must be int64.")
-    words = tuple([word for argument in arguments for word in _words(call.name, argument)] for arguments in call.arguments)
-    lengths = [sum(1 for _ in _words(call.name, argument)) for argument in call.arguments[0]]
-    _check_words(call.name, code, LEADING + len(words[0]))
-    places = tuple(int(place) for place in np.cumsum([0, *lengths])[:-1])
-    return _Prepared(code.library.get_pointer_to_function(code.fndesc.llvm_func_name), words, places, code)
+    words = tuple([list(_words(call.name, argument)) for argument in arguments] for arguments in call.arguments)
+    lengths = [len(of_argument) for of_argument in words[0]]
+    passed = _words_passed(signature)
+    if passed != LEADING + sum(lengths):
+        raise InputError(
+            f"{call.name}: Numba {numba.__version__} passes its arguments as {passed} words, and labkit prepared "
+            f"{LEADING + sum(lengths)}. Use a version of Numba that labkit was tested with."
+        )
+    return _Prepared(
+        code.library.get_pointer_to_function(code.fndesc.llvm_func_name),
+        tuple(list(chain.from_iterable(of_thread)) for of_thread in words),
+        tuple(accumulate([0, *lengths[:-1]])),
+        code,
+    )
 
 
 def _words(name: str, argument: Any) -> Iterator[int]:
@@ -260,17 +256,14 @@ def _words(name: str, argument: Any) -> Iterator[int]:
         )
 
 
-def _check_words(name: str, code: Any, count: int) -> None:
-    """Hold what this Numba passes against what `_words` gives."""
+@cache
+def _words_passed(signature: tuple[Any, ...]) -> int:
+    """How many words Numba makes of arguments of these types; -1 if it does something that `_words` does not know."""
     models = cpu_target.target_context.data_model_manager
-    passed = ArgPacker(models, code.fndesc.argtypes).argument_types
-    arrays = [models[kind]._fields for kind in code.fndesc.argtypes if isinstance(kind, types.Array)]
+    passed = ArgPacker(models, signature).argument_types
+    arrays = [models[kind]._fields for kind in signature if isinstance(kind, types.Array)]
     are_words = all(isinstance(kind, ir.PointerType) or kind == _I64 for kind in passed)
-    if len(passed) != count or not are_words or any(fields != _ARRAY_FIELDS for fields in arrays):
-        raise InputError(
-            f"{name}: Numba {numba.__version__} passes its arguments as {len(passed)} values {set(map(str, passed))}, "
-            f"where {count} words were prepared. Use a version that labkit was tested with."
-        )
+    return len(passed) if are_words and all(fields == _ARRAY_FIELDS for fields in arrays) else -1
 
 
 # Thunks
@@ -309,7 +302,7 @@ def _write_thunk(module: ir.Module, size: int) -> None:
     A compiled kernel is ``int32 status f(int64 *result, void **exception, words...)``.
     """
     thunk = ir.Function(module, _THUNK, _thunk_name(size))
-    for attribute in ():  # there is nothing to optimize, and looking for it takes milliseconds
+    for attribute in ("noinline", "optnone"):  # there is nothing to optimize, and looking for it takes milliseconds
         thunk.attributes.add(attribute)
     builder = ir.IRBuilder(thunk.append_basic_block())
     kernel, block, *leading = thunk.args

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.conv import BLOCK, Windows, fill_tables
-from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, Sums, unfinished
+from labkit.kernels.fast.finish import CHANNELS, FINISHES, Finish, Sums, add_biases, unfinished
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
@@ -64,6 +64,8 @@ def _depthwise_tile(finish: Finish) -> Any:
             sums: Sums = {
                 (r, 0): simd.in_order(builder, *totals[r * VECTORS : (r + 1) * VECTORS]) for r in range(POSITIONS)
             }
+            if finish is not unfinished:
+                sums = add_biases(builder, sums, rest[0])
             finish(builder, sums, table(targets), rest, stored)
             return context.get_dummy_value()
 

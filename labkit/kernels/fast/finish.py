@@ -1,6 +1,7 @@
 """What happens to sums in registers before they are stored: bias, requantization and clamp, or nothing.
 
-A *finish* appends its instructions to a tile. `packing.pack_epilogue` lays out the constants that it reads.
+A *finish* appends its instructions to a tile. `packing.pack_epilogue` lays out the constants that it reads. It takes sums
+that hold the bias already: they start with it (`biases`), or it is added to them (`add_biases`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from llvmlite import ir
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast import simd
 
-__all__ = ["CHANNELS", "FINISHES", "Finish", "Sums", "finish_for", "unfinished"]
+__all__ = ["CHANNELS", "FINISHES", "Finish", "Sums", "add_biases", "biases", "finish_for", "unfinished"]
 
 CHANNELS = 16  # of a panel
 
@@ -23,6 +24,24 @@ Sums = dict[tuple[int, int], Values]  # by position and panel, in vectors of 8 o
 # builder, sums, targets, [epilogue, low, high], type of a stored number
 Finish = Callable[[ir.IRBuilder, Sums, Values, Values, ir.IntType], None]
 Constant = Callable[[int, ir.Type], ir.Value]
+
+
+def biases(builder: ir.IRBuilder, epilogue: ir.Value, panels: int, kind: ir.VectorType) -> list[Values]:
+    """The biases of each of ``panels``, in vectors of ``kind``."""
+    vectors, vector_bytes = CHANNELS // kind.count, kind.count * 4
+    starts = [8 * vector_bytes * at for at in range(panels * vectors)]
+    rows = [simd.load(builder, simd.add_bytes(builder, epilogue, start), kind) for start in starts]
+    return [rows[panel * vectors : (panel + 1) * vectors] for panel in range(panels)]
+
+
+def add_biases(builder: ir.IRBuilder, sums: Sums, epilogue: ir.Value) -> Sums:
+    """``sums`` with the biases added to them."""
+    panels = 1 + max(panel for _, panel in sums)
+    found = biases(builder, epilogue, panels, sums[0, 0][0].type)
+    return {
+        (position, panel): [builder.add(total, bias) for total, bias in zip(row, found[panel], strict=True)]
+        for (position, panel), row in sums.items()
+    }
 
 
 def _constants(builder: ir.IRBuilder, sums: Sums, epilogue: ir.Value) -> Iterator[tuple[int, int, Constant]]:
@@ -53,10 +72,10 @@ def _single(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Value
     half_kind = ir.VectorType(simd.I64, kind.count // 2)
     lows, highs = (simd.splat(builder, builder.trunc(bound, simd.I32), kind) for bound in (low, high))
     for panel, v, constant in _constants(builder, sums, epilogue):
-        bias, lift = constant(0, kind), constant(7, kind)
+        lift = constant(7, kind)
         mantissa, shift, half = ([constant(row, half_kind), constant(row + 1, half_kind)] for row in (1, 3, 5))
         for row in (sums[r, panel] for r in range(len(targets))):
-            scaled = simd.scale_shift(builder, builder.add(row[v], bias), mantissa, shift, half, lift)
+            scaled = simd.scale_shift(builder, row[v], mantissa, shift, half, lift)
             row[v] = simd.clamp(builder, scaled, lows, highs)
     _store(builder, sums, targets, stored)
 
@@ -72,9 +91,9 @@ def _float32_even(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments:
     real = ir.VectorType(simd.F32, kind.count)
     lows, highs = (simd.splat(builder, builder.sitofp(bound, simd.F32), real) for bound in (low, high))
     for panel, v, constant in _constants(builder, sums, epilogue):
-        bias, scale, inside, offset = constant(0, kind), constant(1, real), constant(2, real), constant(3, real)
+        scale, inside, offset = constant(1, real), constant(2, real), constant(3, real)
         for row in (sums[r, panel] for r in range(len(targets))):
-            total = builder.sitofp(builder.add(row[v], bias), real)
+            total = builder.sitofp(row[v], real)
             rounded = simd.round_half_even(builder, builder.fadd(builder.fmul(total, scale), inside))
             clamped = simd.clamp_float(builder, builder.fadd(rounded, offset), lows, highs)
             row[v] = builder.fptosi(clamped, kind)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = ["Groups", "argmax", "groups_along", "softmax"]
@@ -43,6 +44,8 @@ def groups_along(axis: int, source: NDArray[np.int64], target: NDArray[np.int64]
 
 @jit
 def softmax(
+    part: int,
+    parts: int,
     images: int,
     x: Array,
     y: Array,
@@ -56,14 +59,17 @@ def softmax(
 ) -> int:
     """``y = clamp((2**(bits + 1) e + s) // (2 s))`` with ``e = table[largest - x]`` and their sum ``s`` (eq. 26).
 
+    part, parts : the share of this call, of all groups of all images
     x, y : [N, H, W, C] of any integer dtype
     come, go, groups : from `groups_along`
     table : int32 [256], at most 2**30: for up to 2**28 elements every number below fits 60 bits
     clamp : zero point subtracted; zero_y : stands for real 0 in ``y``
     """
-    for n in range(images):
+    count = come.shape[0]
+    first, end = share(images * count, part, parts)
+    for n in range(first // count, (end + count - 1) // count):
         source, target = x[n].reshape(-1), y[n].reshape(-1)
-        for g in range(come.shape[0]):
+        for g in range(max(0, first - n * count), min(count, end - n * count)):
             largest: Any = np.int64(source[come[g]])
             for k in range(1, groups.length):
                 largest = max(largest, np.int64(source[come[g] + k * groups.step]))
@@ -72,20 +78,23 @@ def softmax(
                 total += table[largest - np.int64(source[come[g] + k * groups.step])]
             for k in range(groups.length):
                 power = np.int64(table[largest - np.int64(source[come[g] + k * groups.step])])
-                share: Any = ((power << (bits + 1)) + total) // (2 * total)
-                target[go[g] + k * groups.into_step] = min(max(share, clamp[0]), clamp[1]) + zero_y
+                rounded: Any = ((power << (bits + 1)) + total) // (2 * total)
+                target[go[g] + k * groups.into_step] = min(max(rounded, clamp[0]), clamp[1]) + zero_y
     return 0
 
 
 @jit
-def argmax(images: int, x: Array, y: Array, come: Array, go: Array, groups: Groups) -> int:
+def argmax(part: int, parts: int, images: int, x: Array, y: Array, come: Array, go: Array, groups: Groups) -> int:
     """The index of the largest element of each group, the lowest where there are several, to int32 ``y`` at ``go``.
 
+    part, parts : the share of this call, of all groups of all images
     x : [N, H, W, C] of any integer dtype; come, go, groups : from `groups_along`
     """
-    for n in range(images):
+    count = come.shape[0]
+    first, end = share(images * count, part, parts)
+    for n in range(first // count, (end + count - 1) // count):
         source, target = x[n].reshape(-1), y[n].reshape(-1)
-        for g in range(come.shape[0]):
+        for g in range(max(0, first - n * count), min(count, end - n * count)):
             best, largest = 0, source[come[g]]
             for k in range(1, groups.length):
                 value = source[come[g] + k * groups.step]

@@ -1,4 +1,4 @@
-"""Tensors in another order: pad, reshape, transpose. See the same names in `reference`.
+"""Tensors in another order: reshape and transpose. See the same names in `reference`; a pad is a border (`engine.plan`).
 
 Where a number lies in a buffer is settled when a network is prepared: `offsets` gives the place of every element, and what
 is left for a run is to copy from one list of places to another. The integers keep their scale; the two buffers may differ in
@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.kernels.fast.requantize import Patch
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
-__all__ = ["move_elements", "move_runs", "offsets", "pad", "runs_of"]
+__all__ = ["move_elements", "move_runs", "offsets", "runs_of"]
 
 Array = NDArray[Any]
 
@@ -57,12 +57,17 @@ def runs_of(source: NDArray[np.int64], target: NDArray[np.int64]) -> NDArray[np.
 
 
 @jit
-def move_runs(images: int, x: Array, y: Array, runs: Array, zero_x: int, zero_y: int) -> int:
-    """Copy ``runs`` int64 [runs, 3] from `runs_of`; ``zero_x`` and ``zero_y`` stand for real 0 in ``x`` and ``y``."""
+def move_runs(part: int, parts: int, images: int, x: Array, y: Array, runs: Array, zero_x: int, zero_y: int) -> int:
+    """Copy ``runs`` int64 [runs, 3] from `runs_of`; ``zero_x`` and ``zero_y`` stand for real 0 in ``x`` and ``y``.
+
+    ``part`` of ``parts`` is the share of this call, of all runs of all images.
+    """
     shift = np.int32(zero_y - zero_x)
-    for n in range(images):
+    count = runs.shape[0]
+    first, end = share(images * count, part, parts)
+    for n in range(first // count, (end + count - 1) // count):
         source, target = x[n].reshape(-1), y[n].reshape(-1)
-        for r in range(runs.shape[0]):
+        for r in range(max(0, first - n * count), min(count, end - n * count)):
             come, go = runs[r, 0], runs[r, 1]
             for k in range(runs[r, 2]):
                 target[go + k] = np.int32(source[come + k]) + shift
@@ -70,46 +75,13 @@ def move_runs(images: int, x: Array, y: Array, runs: Array, zero_x: int, zero_y:
 
 
 @jit
-def move_elements(images: int, x: Array, y: Array, runs: Array, zero_x: int, zero_y: int) -> int:
+def move_elements(part: int, parts: int, images: int, x: Array, y: Array, runs: Array, zero_x: int, zero_y: int) -> int:
     """As `move_runs` where every run has length 1."""
     shift = np.int32(zero_y - zero_x)
-    for n in range(images):
+    count = runs.shape[0]
+    first, end = share(images * count, part, parts)
+    for n in range(first // count, (end + count - 1) // count):
         source, target = x[n].reshape(-1), y[n].reshape(-1)
-        for r in range(runs.shape[0]):
+        for r in range(max(0, first - n * count), min(count, end - n * count)):
             target[runs[r, 1]] = np.int32(source[runs[r, 0]]) + shift
-    return 0
-
-
-@jit
-def pad(
-    images: int,
-    x: Array,
-    y: Array,
-    before: tuple[int, int],
-    size: tuple[int, int],
-    patch: Patch,
-    zero_x: int,
-    zero_y: int,
-) -> int:
-    """An image in ``x`` with real 0 around it in ``y``, for images that have no border to serve.
-
-    before : rows above and columns left of the image
-    size : height and width of the image in ``x``
-    patch : size of the padded image, place of the image in ``x`` and of the padded one in ``y``
-    zero_x, zero_y : stand for real 0
-    """
-    shift = np.int32(zero_y - zero_x)
-    for n in range(images):
-        for i in range(patch.height):
-            row = i - before[0]
-            for j in range(patch.width):
-                column = j - before[1]
-                target = y[n, patch.into_top + i, patch.into_left + j]
-                if 0 <= row < size[0] and 0 <= column < size[1]:
-                    source = x[n, patch.top + row, patch.left + column]
-                    for c in range(patch.channels):
-                        target[c] = np.int32(source[c]) + shift
-                else:
-                    for c in range(patch.channels):
-                        target[c] = zero_y
     return 0

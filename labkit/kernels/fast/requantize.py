@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.kernels.fast import simd
-from labkit.kernels.fast.finish import FINISHES, Finish
+from labkit.kernels.fast.finish import FINISHES, Finish, add_biases
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
@@ -166,7 +166,8 @@ def _over_vectors(finish: Finish, name: str) -> Callable[..., int]:
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             _, _, source, target, *rest = arguments
             wide = builder.sext(simd.load_centred(builder, source, come, None), simd.V16I32)
-            finish(builder, {(0, 0): list(simd.halves(builder, wide))}, [target], rest, stored)
+            sums = add_biases(builder, {(0, 0): list(simd.halves(builder, wide))}, rest[0])
+            finish(builder, sums, [target], rest, stored)
             return context.get_dummy_value()
 
         return types.void(x, y, *[types.int64] * 5), generate

@@ -41,6 +41,7 @@ __all__ = [
     "load_centred",
     "maximum",
     "pair_dot",
+    "prefetch",
     "quad_dot",
     "quad_dot_16",
     "round_half_even",
@@ -102,7 +103,9 @@ def quad_dot(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, w: ir.Value, i
     lanes = total.type.count
     if is_native:
         words = [builder.bitcast(vector, total.type) for vector in (x, w)]
-        return builder.call(_x86(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", [total.type] * 4), [total, *words])
+        return builder.call(
+            _declared(builder, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", [total.type] * 4), [total, *words]
+        )
     wide = ir.VectorType(I16, 4 * lanes)
     pairs = pair_dot(builder, builder.zext(x, wide), builder.sext(w, wide))
     return builder.add(total, builder.add(_every_second(builder, pairs, 0), _every_second(builder, pairs, 1)))
@@ -117,14 +120,14 @@ def quad_dot_16(builder: ir.IRBuilder, total: ir.Value, x: ir.Value, w: ir.Value
     lanes = total.type.count
     if is_native:
         name = {16: "llvm.x86.avx2.pmadd.ub.sw", 32: "llvm.x86.avx512.pmaddubs.w.512"}[lanes]
-        function = _x86(builder, name, [total.type, x.type, w.type])
+        function = _declared(builder, name, [total.type, x.type, w.type])
         return builder.add(total, builder.call(function, [x, w]))
     wide = ir.VectorType(I16, 2 * lanes)
     products = builder.mul(builder.zext(x, wide), builder.sext(w, wide))
     return builder.add(total, builder.add(_every_second(builder, products, 0), _every_second(builder, products, 1)))
 
 
-def _x86(builder: ir.IRBuilder, name: str, kinds: Sequence[ir.Type]) -> ir.Function:
+def _declared(builder: ir.IRBuilder, name: str, kinds: Sequence[ir.Type]) -> ir.Function:
     """LLVM's function ``name``; ``kinds`` are that of its result, then those of its parameters."""
     found: ir.Function | None = builder.module.globals.get(name)
     return found or ir.Function(builder.module, ir.FunctionType(kinds[0], kinds[1:]), name)
@@ -240,6 +243,13 @@ def scale_shift(
     interleaved = [lane + (lanes if lane % 2 else 0) for lane in range(lanes)]
     merged = builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, lanes), interleaved))
     return builder.sub(merged, lift)
+
+
+def prefetch(builder: ir.IRBuilder, address: ir.Value) -> None:
+    """Ask for the cache line at ``address`` to be brought into the second-level cache; any address will do."""
+    pointer = builder.inttoptr(address, I8.as_pointer())
+    kinds = [ir.VoidType(), pointer.type, I32, I32, I32]
+    builder.call(_declared(builder, "llvm.prefetch.p0i8", kinds), [pointer, I32(0), I32(2), I32(1)])
 
 
 def counted_loop(

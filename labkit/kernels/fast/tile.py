@@ -21,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from labkit.kernels.fast import simd
-from labkit.kernels.fast.finish import CHANNELS, Finish, Sums, unfinished
+from labkit.kernels.fast.finish import CHANNELS, Finish, Sums, biases, unfinished
 
 __all__ = [
     "LONGEST_NIBBLE_RUN",
@@ -188,8 +188,10 @@ def _sum_run(builder: ir.IRBuilder, shape: _Shape, steps: ir.Value, state: Value
     return simd.counted_loop(builder, steps, state, one_step)
 
 
-def _sum_up(builder: ir.IRBuilder, shape: _Shape, runs: ir.Value, run_count: ir.Value, steps: ir.Value) -> Sums:
-    """Sums of products for each position and each channel of the panels."""
+def _sum_up(
+    builder: ir.IRBuilder, shape: _Shape, start: Values, runs: ir.Value, run_count: ir.Value, steps: ir.Value
+) -> Sums:
+    """``start`` and the sums of products for each position and each channel of the panels."""
     ones = ir.Constant(shape.run_sums, [1] * shape.run_sums.count)
 
     def one_run(state: Values) -> Values:
@@ -205,7 +207,7 @@ def _sum_up(builder: ir.IRBuilder, shape: _Shape, runs: ir.Value, run_count: ir.
             _, read, *sums = _sum_run(builder, shape, steps, [offset, read, *sums])
         return [simd.add_bytes(builder, run, 8), read, *sums]
 
-    _, _, *sums = simd.counted_loop(builder, run_count, [runs, simd.I64(0), *shape.zeros(shape.sums)], one_run)
+    _, _, *sums = simd.counted_loop(builder, run_count, [runs, simd.I64(0), *start], one_run)
     return shape.by_place(sums)
 
 
@@ -239,7 +241,11 @@ def tile_of(registers: Registers, dot: Dot, positions: int, panels: int, finish:
             for _ in range(1, panels):
                 addresses.append(builder.add(addresses[-1], panel_bytes))
             shape = _Shape(table(sources), addresses, registers.lanes, weight, dot)
-            sums = _sum_up(builder, shape, runs, run_count, steps)
+            start = shape.zeros(shape.sums)
+            if finish is not unfinished:
+                rows = biases(builder, rest[0], panels, shape.sums)
+                start = [rows[p][v] for _, p, v in shape.slots]
+            sums = _sum_up(builder, shape, start, runs, run_count, steps)
             finish(builder, sums, table(targets), rest, stored)
             return context.get_dummy_value()
 

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from labkit.kernels.fast import simd
-from labkit.kernels.fast.finish import CHANNELS, Finish
+from labkit.kernels.fast.finish import CHANNELS, Finish, add_biases, unfinished
 from labkit.kernels.fast.winograd import Transform
 
 __all__ = ["inputs_of", "outputs_of"]
@@ -118,6 +118,8 @@ def outputs_of(transform: Transform, finish: Finish, lanes: int) -> Any:
                 row = builder.add(target, builder.mul(row_bytes, simd.I64(i)))
                 targets = [builder.add(row, builder.mul(pixel_bytes, simd.I64(j))) for j in range(size)]
                 results = {(j, 0): [vector[i][j].value for vector in vectors] for j in range(size)}
+                if finish is not unfinished:
+                    results = add_biases(builder, results, rest[0])
                 finish(builder, results, targets, rest, stored)
             return context.get_dummy_value()
 
