@@ -40,6 +40,7 @@ from labkit.kernels.atomics import (
     sleep_at_gate,
     store_word,
     wait_at_gate,
+    yield_processor,
 )
 from labkit.kernels.jit import entry_point, jit
 from labkit.kernels.program import PARTS_IN_ROW, ROW_BYTES, Program, call_row, walk, without_outcome
@@ -49,6 +50,7 @@ __all__ = ["Team"]
 PATIENCE = (
     100e-6  # seconds that a helper looks for a part before it sleeps; to wake it costs the caller a few microseconds
 )
+_LOOKS_PER_YIELD = 256  # some 10 us; the caller may be waiting for the very processor on which a helper looks
 HASTE = 50e-6  # seconds that a caller looks for the end of a part before it sleeps: the helper has lost its processor
 _NAP = 50  # microseconds that he sleeps; his processor is free for the helper
 _REST = (
@@ -157,7 +159,10 @@ def _help(team: int, helper: int, patience: int, sleeps: int) -> None:
                 add_word(team + _DONE, 1)
         elif idle < patience:
             idle += 1
-            pause()
+            if idle % _LOOKS_PER_YIELD == 0:
+                yield_processor()
+            else:
+                pause()
         elif sleeps == 0:
             return
         else:

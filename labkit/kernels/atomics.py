@@ -34,6 +34,7 @@ __all__ = [
     "sleep_at_gate",
     "store_word",
     "wait_at_gate",
+    "yield_processor",
 ]
 
 _I32, _I64 = ir.IntType(32), ir.IntType(64)
@@ -120,6 +121,18 @@ def pause(typing_context):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         if _PAUSE is not None:
             _call(builder, _PAUSE[0], ir.VoidType(), _PAUSE[1])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def yield_processor(typing_context):  # type: ignore[no-untyped-def]
+    """Let another thread that is ready use this processor, where the C library has sched_yield."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        if sys.platform != "win32":
+            _call(builder, "sched_yield", _I32, [])
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -122,6 +122,7 @@ def _conv2d(registers: Registers, dot: Dot, is_wide: bool, finish: Finish, name:
                 written = p * width
                 panel = panels.ctypes.data + p * panels.strides[0]
                 constants = epilogue.ctypes.data + p * epilogue.strides[0]
+                following = panel + at_once * panels.strides[0]  # while it is used, the next group is brought near
                 for at in range(0, count, positions):
                     tile(
                         y,
@@ -132,6 +133,7 @@ def _conv2d(registers: Registers, dot: Dot, is_wide: bool, finish: Finish, name:
                         runs.shape[0],
                         steps,
                         panel,
+                        following + at // positions * panels.strides[0] if at < positions * at_once else panel,
                         constants,
                         clamp[0],
                         clamp[1],
@@ -169,13 +171,13 @@ def _linear_one(registers: Registers, dot: Dot, finish: Finish, name: str) -> Ca
             tables[1, 0] = start + p * width
             panel = panels.ctypes.data + p * panels.strides[0]
             constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            wide_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, constants, clamp[0], clamp[1])
+            wide_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, panel, constants, clamp[0], clamp[1])
         whole = panels.shape[0] - panels.shape[0] % PANELS
         for p in range(max(first * PANELS, whole), min(end * PANELS, panels.shape[0])):
             tables[1, 0] = start + p * width
             panel = panels.ctypes.data + p * panels.strides[0]
             constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            single_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, constants, clamp[0], clamp[1])
+            single_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, panel, constants, clamp[0], clamp[1])
         return 0
 
     linear_one.__name__ = linear_one.__qualname__ = name

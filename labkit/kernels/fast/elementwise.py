@@ -123,38 +123,46 @@ def split_multipliers(multipliers: Array, shift: int) -> tuple[int, int, int] | 
     return int(high[0] | high[1] << 16), int(low[0] | low[1] << 16), shift - 15
 
 
-@intrinsic
-def _add_16(  # type: ignore[no-untyped-def]
-    typing_context, a, b, y, left, right, target, highs, lows, shift, low, high, zero_a, zero_b, zero
-):
-    """Sixteen channels of `add_vectors` at the addresses ``left`` and ``right``, to the address ``target``."""
-    kinds = [simd.stored_type(array.dtype) for array in (a, b)]
-    stored = ir.VectorType(simd.stored_type(y.dtype), 16)
+def _add_of(count: int) -> Any:
+    """The intrinsic for ``count`` neighbouring numbers of `add_vectors`."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        _, _, _, left, right, target, *numbers, zero_a, zero_b, zero = arguments
-        highs, lows, shift, low, high = (
-            simd.splat(builder, builder.trunc(number, simd.I32), simd.V8I32) for number in numbers
-        )
-        zeros = [simd.splat(builder, builder.trunc(number, simd.I16), simd.V16I16) for number in (zero_a, zero_b)]
-        zero = simd.splat(builder, builder.trunc(zero, simd.I32), simd.V8I32)
-        centred = [
-            simd.load_centred(builder, address, kind, None if kind is simd.I16 else number)
-            for address, kind, number in zip((left, right), kinds, zeros, strict=True)
-        ]
-        highs, lows = (builder.bitcast(pair, simd.V16I16) for pair in (highs, lows))
-        one, fifteen = (ir.Constant(simd.V8I32, [number] * simd.LANES) for number in (1, 15))
-        half = builder.shl(one, builder.sub(shift, one))
-        results = []
-        for both in simd.interleave(builder, *centred):
-            fraction = builder.ashr(simd.pair_dot(builder, both, lows), fifteen)
-            total = builder.add(builder.add(simd.pair_dot(builder, both, highs), fraction), half)
-            results.append(builder.add(simd.clamp(builder, builder.ashr(total, shift), low, high), zero))
-        narrow = builder.trunc(simd.join(builder, *simd.in_order(builder, *results)), stored)
-        simd.store(builder, narrow, target)
-        return context.get_dummy_value()
+    @intrinsic
+    def add_of(  # type: ignore[no-untyped-def]
+        typing_context, a, b, y, left, right, target, highs, lows, shift, low, high, zero_a, zero_b, zero
+    ):
+        """The numbers at the addresses ``left`` and ``right``, to the address ``target``."""
+        kinds = [simd.stored_type(array.dtype) for array in (a, b)]
+        stored = ir.VectorType(simd.stored_type(y.dtype), count)
+        short, wide = ir.VectorType(simd.I16, count), ir.VectorType(simd.I32, count // 2)
 
-    return types.void(a, b, y, *[types.int64] * 11), generate
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            _, _, _, left, right, target, *numbers, zero_a, zero_b, zero = arguments
+            highs, lows, shift, low, high, zero = (
+                simd.splat(builder, builder.trunc(number, simd.I32), wide) for number in (*numbers, zero)
+            )
+            zeros = [simd.splat(builder, builder.trunc(number, simd.I16), short) for number in (zero_a, zero_b)]
+            centred = [
+                simd.load_centred(builder, address, kind, None if kind is simd.I16 else number, count)
+                for address, kind, number in zip((left, right), kinds, zeros, strict=True)
+            ]
+            highs, lows = (builder.bitcast(pair, short) for pair in (highs, lows))
+            one, fifteen = (ir.Constant(wide, [number] * wide.count) for number in (1, 15))
+            half = builder.shl(one, builder.sub(shift, one))
+            results = []
+            for both in simd.interleave(builder, *centred):
+                fraction = builder.ashr(simd.pair_dot(builder, both, lows), fifteen)
+                total = builder.add(builder.add(simd.pair_dot(builder, both, highs), fraction), half)
+                results.append(builder.add(simd.clamp(builder, builder.ashr(total, shift), low, high), zero))
+            narrow = builder.trunc(simd.join(builder, *simd.in_order(builder, *results)), stored)
+            simd.store(builder, narrow, target)
+            return context.get_dummy_value()
+
+        return types.void(a, b, y, *[types.int64] * 11), generate
+
+    return add_of
+
+
+_add_16, _add_64 = _add_of(16), _add_of(64)
 
 
 @jit
@@ -180,24 +188,19 @@ def add_vectors(
         left = a.ctypes.data + n * a.strides[0] + (patch.top + i) * a.strides[1] + patch.left * a.strides[2]
         right = b.ctypes.data + n * b.strides[0] + (corner_b.top + i) * b.strides[1] + corner_b.left * b.strides[2]
         into = y.ctypes.data + n * y.strides[0] + (patch.into_top + i) * y.strides[1] + patch.into_left * y.strides[2]
-        for _ in range(patch.width):
-            for c in range(0, patch.channels, 16):
-                _add_16(
-                    a,
-                    b,
-                    y,
-                    left + c * a.itemsize,
-                    right + c * b.itemsize,
-                    into + c * y.itemsize,
-                    highs,
-                    lows,
-                    shift,
-                    clamp[0],
-                    clamp[1],
-                    zeros[0],
-                    zeros[1],
-                    zeros[2],
-                )
+        lanes = y.shape[3]
+        # pixels of equally many lanes lie side by side in all three, filling lanes and all
+        is_one_run = a.shape[3] == lanes and b.shape[3] == lanes
+        runs = 1 if is_one_run else patch.width
+        length = patch.width * lanes if is_one_run else (patch.channels + 15) // 16 * 16
+        for _ in range(runs):
+            whole = length - length % 64
+            for c in range(0, whole, 64):
+                come_a, come_b, go = left + c * a.itemsize, right + c * b.itemsize, into + c * y.itemsize
+                _add_64(a, b, y, come_a, come_b, go, highs, lows, shift, *clamp, *zeros)
+            for c in range(whole, length, 16):
+                come_a, come_b, go = left + c * a.itemsize, right + c * b.itemsize, into + c * y.itemsize
+                _add_16(a, b, y, come_a, come_b, go, highs, lows, shift, *clamp, *zeros)
             left += a.strides[2]
             right += b.strides[2]
             into += y.strides[2]

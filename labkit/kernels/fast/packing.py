@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.kernels.fast.finish import CHANNELS
-from labkit.kernels.fast.simd import INTERLEAVED
+from labkit.kernels.fast.simd import interleaved_lanes
 
 __all__ = [
     "NO_EPILOGUE",
@@ -135,8 +135,8 @@ def pack_taps(weights: NDArray[np.integer]) -> NDArray[np.int16]:
     full[:channels, :taps] = weights
     by_panel = full.reshape(-1, CHANNELS, full.shape[1] // 2, 2).transpose(0, 2, 1, 3)
     packed = aligned_zeros((*by_panel.shape[:2], 2, CHANNELS), np.int16)
-    for part, lanes in enumerate(INTERLEAVED):
-        packed[:, :, part] = by_panel[:, :, list(lanes)].reshape(*by_panel.shape[:2], CHANNELS)
+    for part, lanes in enumerate(interleaved_lanes(CHANNELS)):
+        packed[:, :, part] = by_panel[:, :, lanes].reshape(*by_panel.shape[:2], CHANNELS)
     return packed
 
 

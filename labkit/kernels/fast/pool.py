@@ -24,17 +24,26 @@ Array = NDArray[Any]
 LOWEST = -(2**15)
 
 
-@intrinsic
-def _largest_16(  # type: ignore[no-untyped-def]
-    typing_context, x, first, rows, row_bytes, columns, column_bytes, target
-):
-    """The largest of ``rows`` x ``columns`` vectors of 16 numbers from address ``first`` on, to address ``target``.
+def _largest_of(channels: int) -> Any:
+    """The intrinsic for vectors of so many ``channels``."""
 
-    They are of the type of the array ``x``, int16 or uint8, and so is the result.
-    """
-    kind = ir.VectorType(simd.stored_type(x.dtype), CHANNELS)
+    @intrinsic
+    def largest_of(  # type: ignore[no-untyped-def]
+        typing_context, x, first, rows, row_bytes, columns, column_bytes, target
+    ):
+        """The largest of ``rows`` x ``columns`` vectors from address ``first`` on, to address ``target``.
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        The numbers are of the type of the array ``x``, int16 or uint8, and so is the result.
+        """
+        return _generator(x, channels)
+
+    return largest_of
+
+
+def _generator(x: Any, channels: int) -> Any:
+    kind = ir.VectorType(simd.stored_type(x.dtype), channels)
+
+    def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
         _, first, rows, row_bytes, columns, column_bytes, target = arguments
 
         def one_pixel(state: list[ir.Value]) -> list[ir.Value]:
@@ -48,12 +57,15 @@ def _largest_16(  # type: ignore[no-untyped-def]
             _, largest = simd.counted_loop(builder, columns, [address, largest], one_pixel)
             return [builder.add(address, row_bytes), largest]
 
-        lowest = ir.Constant(kind, [LOWEST if x.dtype.signed else 0] * CHANNELS)
+        lowest = ir.Constant(kind, [LOWEST if x.dtype.signed else 0] * channels)
         _, largest = simd.counted_loop(builder, rows, [first, lowest], one_row)
         simd.store(builder, largest, target)
         return context.get_dummy_value()
 
     return types.void(x, *[types.int64] * 6), generate
+
+
+_largest_16, _largest_64 = _largest_of(CHANNELS), _largest_of(4 * CHANNELS)
 
 
 @jit
@@ -101,7 +113,11 @@ def max_pool2d(
                 + (windows.into_top + i) * y.strides[1]
                 + (windows.into_left + j) * y.strides[2]
             )
-            for c in range(0, y.shape[3], CHANNELS):
+            whole = y.shape[3] - y.shape[3] % (4 * CHANNELS)
+            for c in range(0, whole, 4 * CHANNELS):
+                at = c * x.itemsize
+                _largest_64(x, source + at, rows, row_bytes, columns, column_bytes, target + at)
+            for c in range(whole, y.shape[3], CHANNELS):
                 at = c * x.itemsize
                 _largest_16(x, source + at, rows, row_bytes, columns, column_bytes, target + at)
     return 0

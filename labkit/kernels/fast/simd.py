@@ -23,7 +23,6 @@ __all__ = [
     "I16",
     "I32",
     "I64",
-    "INTERLEAVED",
     "LANES",
     "V8I32",
     "V16I8",
@@ -36,6 +35,7 @@ __all__ = [
     "halves",
     "in_order",
     "interleave",
+    "interleaved_lanes",
     "join",
     "load",
     "load_centred",
@@ -56,8 +56,6 @@ F32 = ir.FloatType()
 LANES = 8
 V8I32 = ir.VectorType(I32, LANES)
 V16I8, V16I16, V16I32 = ir.VectorType(I8, 16), ir.VectorType(I16, 16), ir.VectorType(I32, 16)
-
-INTERLEAVED = ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))  # lanes of the two results of `interleave`
 
 Values = list[ir.Value]
 
@@ -133,10 +131,12 @@ def _declared(builder: ir.IRBuilder, name: str, kinds: Sequence[ir.Type]) -> ir.
     return found or ir.Function(builder.module, ir.FunctionType(kinds[0], kinds[1:]), name)
 
 
-def load_centred(builder: ir.IRBuilder, address: ir.Value, stored: ir.IntType, zero: ir.Value | None) -> ir.Value:
-    """Sixteen neighbouring numbers as int16, less ``zero`` (int16 lanes): stored as int16, or as uint8 and zero-extended."""
-    loaded = load(builder, address, ir.VectorType(stored, 16))
-    wide = loaded if stored is I16 else builder.zext(loaded, V16I16)
+def load_centred(
+    builder: ir.IRBuilder, address: ir.Value, stored: ir.IntType, zero: ir.Value | None, count: int = 16
+) -> ir.Value:
+    """``count`` neighbouring numbers as int16, less ``zero`` (lanes of int16): stored so, or as uint8 and zero-extended."""
+    loaded = load(builder, address, ir.VectorType(stored, count))
+    wide = loaded if stored is I16 else builder.zext(loaded, ir.VectorType(I16, count))
     return wide if zero is None else builder.sub(wide, zero)
 
 
@@ -170,24 +170,40 @@ def halves(builder: ir.IRBuilder, vector: ir.Value) -> tuple[ir.Value, ir.Value]
     return low, high
 
 
-def interleave(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Lanes of ``x`` and ``y`` (16 of int16) in turn, ready for `pair_dot`: two vectors in the order of `INTERLEAVED`.
+def interleaved_lanes(count: int) -> tuple[list[int], list[int]]:
+    """Lanes of the two results of `interleave` for vectors of ``count`` int16: of each eight the first four, the last four."""
+    eights = range(0, count, 8)
+    first, last = ([start + lane for start in eights for lane in range(at, at + 4)] for at in (0, 4))
+    return first, last
 
-    Each half of a 256-bit register is dealt with by itself, as AVX2's unpacking instructions do; `in_order` puts the
-    results of `pair_dot` right.
+
+def interleave(builder: ir.IRBuilder, x: ir.Value, y: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Lanes of ``x`` and ``y`` (int16) in turn, ready for `pair_dot`: two vectors in the order of `interleaved_lanes`.
+
+    Each 128 bits of a register are dealt with by themselves, as the unpacking instructions of AVX2 and AVX-512 do;
+    `in_order` puts the results of `pair_dot` right.
     """
+    count = x.type.count
     low, high = (
-        builder.shuffle_vector(x, y, ir.Constant(V16I32, [lane + 16 * which for lane in lanes for which in (0, 1)]))
-        for lanes in INTERLEAVED
+        builder.shuffle_vector(
+            x,
+            y,
+            ir.Constant(ir.VectorType(I32, count), [lane + count * which for lane in lanes for which in (0, 1)]),
+        )
+        for lanes in interleaved_lanes(count)
     )
     return low, high
 
 
 def in_order(builder: ir.IRBuilder, low: ir.Value, high: ir.Value) -> Values:
-    """Two vectors of 8 lanes whose lanes are in the order of `INTERLEAVED`, with lanes 0..7 and 8..15."""
-    places = [0, 1, 2, 3, 8, 9, 10, 11]
+    """Two vectors whose lanes are in the order of `interleaved_lanes`, brought into the lanes' own order."""
+    lanes = low.type.count
+    where = {lane: place for place, lane in enumerate([at for part in interleaved_lanes(2 * lanes) for at in part])}
     return [
-        builder.shuffle_vector(low, high, ir.Constant(V8I32, [place + first for place in places])) for first in (0, 4)
+        builder.shuffle_vector(
+            low, high, ir.Constant(ir.VectorType(I32, lanes), [where[lane] for lane in range(first, first + lanes)])
+        )
+        for first in (0, lanes)
     ]
 
 

@@ -126,6 +126,7 @@ class _Shape:
     lanes: int
     weight: ir.IntType
     dot: Dot
+    ahead: ir.Value | None = None  # address of what to bring into the cache meanwhile, a line each step
 
     @property
     def slots(self) -> list[tuple[int, int, int]]:
@@ -171,6 +172,9 @@ def _sum_run(builder: ir.IRBuilder, shape: _Shape, steps: ir.Value, state: Value
     def one_step(state: Values) -> Values:
         """The neighbouring inputs of a group of each position times the weights of all for 16 channels a panel."""
         offset, read, *sums = state
+        if shape.ahead is not None:
+            # ``read`` grows by a line for each panel's step
+            simd.prefetch(builder, builder.add(shape.ahead, read))
         weights = {}
         for _, p, v in shape.slots[: len(shape.panels) * (CHANNELS // shape.lanes)]:
             address = builder.add(shape.panels[p], simd.add_bytes(builder, read, v * vector_bytes))
@@ -212,26 +216,27 @@ def _sum_up(
 
 
 def tile_of(registers: Registers, dot: Dot, positions: int, panels: int, finish: Finish) -> Any:
-    """The intrinsic ``(y, weights, sources, targets, runs, run_count, steps, panel, epilogue, low, high)``.
+    """The intrinsic ``(y, weights, sources, targets, runs, run_count, steps, panel, ahead, epilogue, low, high)``.
 
     y, weights : arrays, only for the type of a stored result and of a weight (int8, or int16 for `Dot.PAIRS`)
     sources, targets : addresses of tables with the address of each position's window and of its results
     runs, run_count : address of a table with the byte offset of each run from the start of the window
     steps : groups of inputs in a run
     panel : address of the first panel to use
+    ahead : address of as many bytes as a panel has, which a tile of several panels asks to be brought near
     epilogue : address of that panel's constants; those of the next panel follow
     low, high : the clamp, as the results are stored
     """
 
     @intrinsic
     def tile(  # type: ignore[no-untyped-def]
-        typing_context, y, weights, sources, targets, runs, run_count, steps, panel, epilogue, low, high
+        typing_context, y, weights, sources, targets, runs, run_count, steps, panel, ahead, epilogue, low, high
     ):
         weight, stored = simd.stored_type(weights.dtype), simd.stored_type(y.dtype)
         step_bytes = CHANNELS * dot.group * weights.dtype.bitwidth // 8
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-            _, _, sources, targets, runs, run_count, steps, panel, *rest = arguments
+            _, _, sources, targets, runs, run_count, steps, panel, ahead, *rest = arguments
 
             def table(start: ir.Value) -> Values:
                 return [simd.load(builder, simd.add_bytes(builder, start, 8 * r), simd.I64) for r in range(positions)]
@@ -240,7 +245,7 @@ def tile_of(registers: Registers, dot: Dot, positions: int, panels: int, finish:
             addresses = [panel]
             for _ in range(1, panels):
                 addresses.append(builder.add(addresses[-1], panel_bytes))
-            shape = _Shape(table(sources), addresses, registers.lanes, weight, dot)
+            shape = _Shape(table(sources), addresses, registers.lanes, weight, dot, ahead if positions > 1 < panels else None)
             start = shape.zeros(shape.sums)
             if finish is not unfinished:
                 rows = biases(builder, rest[0], panels, shape.sums)
@@ -249,7 +254,7 @@ def tile_of(registers: Registers, dot: Dot, positions: int, panels: int, finish:
             finish(builder, sums, table(targets), rest, stored)
             return context.get_dummy_value()
 
-        return types.void(y, weights, *[types.int64] * 9), generate
+        return types.void(y, weights, *[types.int64] * 10), generate
 
     return tile
 

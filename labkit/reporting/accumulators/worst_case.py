@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.bounds import accumulator_bound
+from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntGraph, IntNode, Tensor
@@ -118,6 +119,18 @@ def _(op: int_ops.AveragePool2d, graph: IntGraph, node: IntNode) -> LayerSums:
     count = int(met[0] * met[1])
     span = Span(count * low, count * high)
     return LayerSums(node.name, "AveragePool2d", op.kernel[0] * op.kernel[1], span, span.magnitude)
+
+
+@_sums.register
+def _(op: int_ops.AdaptiveAveragePool2d, graph: IntGraph, node: IntNode) -> LayerSums:
+    """Every sum is multiplied up to the common area of all windows (eq. 27)."""
+    height, width = _image(graph.inputs_of(node)[0])
+    sizes = zip((height, width), op.output_size, strict=True)
+    terms = [max(stop - start for start, stop in adaptive_windows(have, want)) for have, want in sizes]
+    low, high = _grid(graph, node)
+    area = common_area(height, width, op.output_size)
+    span = Span(area * low, area * high)
+    return LayerSums(node.name, "AdaptiveAveragePool2d", terms[0] * terms[1], span, span.magnitude)
 
 
 @_sums.register
