@@ -219,13 +219,13 @@ def _prepare(call: Call, threads: int) -> _Prepared:
         )
     if not 1 <= call.parts <= PARTS_MOST:
         raise InputError(f"{call.name}: got {call.parts} parts, which must be 1 .. {PARTS_MOST}.")
+    words = tuple([list(_words(call.name, argument)) for argument in arguments] for arguments in call.arguments)
+    lengths = [len(of_argument) for of_argument in words[0]]
     signature = (types.int64,) * LEADING + signatures.pop()
     call.kernel.compile(signature)  # type: ignore[attr-defined]
     code = call.kernel.overloads[signature]  # type: ignore[attr-defined]
     if types.unliteral(code.signature.return_type) != types.int64:
         raise InputError(f"{call.name}: its kernel returns {code.signature.return_type}, which must be int64.")
-    words = tuple([list(_words(call.name, argument)) for argument in arguments] for arguments in call.arguments)
-    lengths = [len(of_argument) for of_argument in words[0]]
     passed = _words_passed(signature)
     if passed != LEADING + sum(lengths):
         raise InputError(

@@ -52,21 +52,20 @@ def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int,
     ``tables`` is int64 [2, BLOCK]. Only ``left`` positions are there; the last is repeated where ``count`` is more: a
     position computed twice is written twice with the same numbers.
     """
-    image, rest = divmod(first, windows.height * windows.width)
-    i, j = divmod(rest, windows.width)
-    there = min(count, left)
-    for at in range(there):
+    there, at = min(count, left), 0
+    line, j = divmod(first, windows.width)
+    while at < there:  # one row of the image at a time
+        image, i = divmod(line, windows.height)
         row, column = windows.top + i * windows.stride_h, windows.left + j * windows.stride_w
-        tables[0, at] = x.ctypes.data + image * x.strides[0] + row * x.strides[1] + column * x.strides[2]
+        source = x.ctypes.data + image * x.strides[0] + row * x.strides[1] + column * x.strides[2]
         row, column = windows.into_top + i, windows.into_left + j
-        tables[1, at] = y.ctypes.data + image * y.strides[0] + row * y.strides[1] + column * y.strides[2]
-        j += 1
-        if j == windows.width:
-            j = 0
-            i += 1
-            if i == windows.height:
-                i = 0
-                image += 1
+        target = y.ctypes.data + image * y.strides[0] + row * y.strides[1] + column * y.strides[2]
+        there_in_row = min(windows.width - j, there - at)
+        for k in range(there_in_row):
+            tables[0, at + k] = source + k * windows.stride_w * x.strides[2]
+            tables[1, at + k] = target + k * y.strides[2]
+        at += there_in_row
+        line, j = line + 1, 0
     for at in range(there, count):
         tables[0, at] = tables[0, there - 1]
         tables[1, at] = tables[1, there - 1]

@@ -28,6 +28,7 @@ __all__ = [
     "PANELS",
     "Dot",
     "Registers",
+    "add_products",
     "fastest_dots",
     "product_of",
     "tile_of",
@@ -156,18 +157,20 @@ class _Shape:
         return result
 
 
+def add_products(builder: ir.IRBuilder, dot: Dot, total: ir.Value, inputs: ir.Value, weights: ir.Value) -> ir.Value:
+    """``total`` and the products of a vector of ``inputs`` with one of ``weights``, summed as ``dot`` does."""
+    if dot is Dot.PAIRS:
+        return builder.add(total, simd.pair_dot(builder, inputs, weights))
+    add = simd.quad_dot_16 if dot.sums_int16 else simd.quad_dot
+    return add(builder, total, inputs, weights, dot.is_native)
+
+
 def _sum_run(builder: ir.IRBuilder, shape: _Shape, steps: ir.Value, state: Values) -> Values:
     """Add one run to the sums in ``state``: offset of the run from the sources, place in the panels, then the sums."""
     dot = shape.dot
     inputs_kind = ir.VectorType(simd.I16 if dot is Dot.PAIRS else simd.I8, dot.group * shape.lanes)
     stored = ir.VectorType(shape.weight, inputs_kind.count)
     vector_bytes = stored.count * shape.weight.width // 8
-
-    def add_products(total: ir.Value, inputs: ir.Value, weights: ir.Value) -> ir.Value:
-        if dot is Dot.PAIRS:
-            return builder.add(total, simd.pair_dot(builder, inputs, weights))
-        add = simd.quad_dot_16 if dot.sums_int16 else simd.quad_dot
-        return add(builder, total, inputs, weights, dot.is_native)
 
     def one_step(state: Values) -> Values:
         """The neighbouring inputs of a group of each position times the weights of all for 16 channels a panel."""
@@ -184,7 +187,8 @@ def _sum_run(builder: ir.IRBuilder, shape: _Shape, steps: ir.Value, state: Value
         inputs = [simd.load(builder, builder.add(source, offset), simd.I32) for source in shape.sources]
         inputs = [builder.bitcast(simd.splat(builder, group, shape.sums), inputs_kind) for group in inputs]
         sums = [
-            add_products(total, inputs[r], weights[p, v]) for total, (r, p, v) in zip(sums, shape.slots, strict=True)
+            add_products(builder, dot, total, inputs[r], weights[p, v])
+            for total, (r, p, v) in zip(sums, shape.slots, strict=True)
         ]
         step_bytes = CHANNELS * dot.group * shape.weight.width // 8
         return [simd.add_bytes(builder, offset, 4), simd.add_bytes(builder, read, step_bytes), *sums]
