@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from labkit.benchmark import peers as all_peers
 from labkit.benchmark.answers import PeerAnswer, Results, expected, judge_peer, wrong_answer
-from labkit.benchmark.layers import arena_bytes, layer_rates, resident_bytes
+from labkit.benchmark.layers import arena_bytes, layer_rates
 from labkit.benchmark.machine import load_average, machine, versions
 from labkit.benchmark.nets import BATCHES, Subject, subject
 from labkit.benchmark.peers import LIBRARIES, Peer, PeerMissing
@@ -204,7 +204,7 @@ class _NetBench:
             size,
             found.total_macs,
             found.size_bytes,
-            resident_bytes(prepared),
+            prepared.resident_bytes,
             arena_bytes(prepared, size),
             sum(array.size for array in exact.values()),
             refused,

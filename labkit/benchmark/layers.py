@@ -1,12 +1,9 @@
-"""How fast each layer runs inside its network, and how many bytes its prepared weights take."""
+"""How fast each layer runs inside its network, and how many bytes a run takes."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +16,10 @@ from labkit.graph import int_ops
 from labkit.graph.costs import costs
 from labkit.graph.ir import IntGraph, IntNode
 
-__all__ = ["arena_bytes", "layer_rates", "resident_bytes"]
+__all__ = ["arena_bytes", "layer_rates"]
 
 _ROUNDS = 30
 _SECONDS = 3.0
-
-
-def resident_bytes(prepared: Prepared) -> int:
-    """Bytes of every array that the kernel calls of ``prepared`` read: packed weights, biases, multipliers, tables."""
-    arrays = {array.__array_interface__["data"][0]: array.nbytes for array in _arrays(prepared.steps)}
-    return sum(arrays.values())
 
 
 def arena_bytes(prepared: Prepared, images: int) -> int:
@@ -83,14 +74,3 @@ def _bytes(graph: IntGraph, node: IntNode, images: int) -> int:
     assert isinstance(node.op, int_ops.Conv2d | int_ops.Linear)
     moved = sum(int(np.prod(tensor.shape)) for tensor in (*graph.inputs_of(node), node.output))
     return moved * images + int(node.op.weight.values.size)
-
-
-def _arrays(value: Any) -> Iterator[NDArray[Any]]:
-    if isinstance(value, np.ndarray):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _arrays(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for item in fields(value):
-            yield from _arrays(getattr(value, item.name))

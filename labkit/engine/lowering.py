@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,12 +12,13 @@ from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.requantize import Requantizer
 from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.plan import TABLES, Buffer, Place, Plan, Route, Step
+from labkit.engine.products import add_product
 from labkit.engine.storage import centred_weights, dot_of
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast import conv3x3, direct, elementwise, pool, winograd
-from labkit.kernels.fast.conv import Windows, byte_offsets, conv2d_kernel, linear_one_kernel
+from labkit.kernels.fast.conv import Windows, byte_offsets
 from labkit.kernels.fast.depthwise import DEPTHWISE, DEPTHWISE_SUMS, tap_offsets
 from labkit.kernels.fast.depthwise_rows import COLUMNS, depthwise_rows_kernel, pack_rows, tile_width
 from labkit.kernels.fast.finish import CHANNELS
@@ -25,7 +28,6 @@ from labkit.kernels.fast.packing import (
     epilogue_fits,
     fits_int8,
     pack_epilogue,
-    pack_panels,
     pack_taps,
     rounded_up,
 )
@@ -236,19 +238,15 @@ def _multiply(
     bias = _bias(op, x, weights)
     if dot.sums_int16:
         weights, runs = _in_short_runs(weights, runs)
-    panels = pack_panels(weights, dot.group)
-    if not _finishes_in_registers(plan, node, weights):
-        sums = _sums_buffer(plan, y)
-        constants = (panels, NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
-        kernel = conv2d_kernel(plan.registers, dot, panels.shape[0], None)
-        plan.steps.append(Step(node.name, kernel, (x.buffer, sums, TABLES), constants))
-        _requantize_sums(plan, node, sums, op.requantizer, bias)
+    if _finishes_in_registers(plan, node, weights):
+        epilogue = pack_epilogue(bias, op.requantizer, plan.registers.lanes, y.zero)
+        rest: tuple[Any, ...] = (epilogue, runs, _stored_clamp(op.requantizer, y.zero), windows)
+        add_product(plan, node, (x.buffer, y.buffer), dot, weights, op.requantizer.rule, rest)
         return
-    rule, clamp = op.requantizer.rule, _stored_clamp(op.requantizer, y.zero)
-    fused = (panels, pack_epilogue(bias, op.requantizer, plan.registers.lanes, y.zero), runs, clamp, windows)
-    kernel = conv2d_kernel(plan.registers, dot, panels.shape[0], rule)
-    for_one = linear_one_kernel(plan.registers, dot, rule) if isinstance(op, int_ops.Linear) else None
-    plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, TABLES), fused, for_one))
+    sums = _sums_buffer(plan, y)
+    rest = (NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
+    add_product(plan, node, (x.buffer, sums), dot, weights, None, rest)
+    _requantize_sums(plan, node, sums, op.requantizer, bias)
 
 
 def _in_short_runs(

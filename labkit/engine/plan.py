@@ -8,12 +8,14 @@ is no image is one row of channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labkit.engine.storage import tensors_in_bytes
 from labkit.graph import int_ops
@@ -23,14 +25,14 @@ from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
 from labkit.kernels.fast.tile import Dot, Registers
 
-__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Route", "Step", "as_image"]
+__all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Purpose", "Route", "Step", "as_image"]
 
 TABLES = -1  # in Step.buffers: the arena's scratch table of addresses
 
 _DENSE_CHANNELS = 4  # an input image of few channels is stored without filling lanes: less to multiply by zero
 
 
-Number = type[np.uint8] | type[np.int16] | type[np.int32]
+Number = type[np.int8] | type[np.uint8] | type[np.int16] | type[np.int32]
 
 
 class Route(Enum):
@@ -45,6 +47,18 @@ class Route(Enum):
     DIRECT = "direct"
     F2 = "f2"
     F4 = "f4"
+
+
+class Purpose(Enum):
+    """What a network is prepared for; both give the same integers.
+
+    SPEED : whatever is fastest.
+    MEMORY : few bytes. No Winograd; weights are int8, or two to a byte where all of a layer fit four bits (int16 only
+        where nine bits are needed, and for some depthwise layers); images run one at a time.
+    """
+
+    SPEED = "speed"
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -145,6 +159,12 @@ class Prepared:
     exits: Mapping[str, Exit]
     chunk: int
 
+    @cached_property
+    def resident_bytes(self) -> int:
+        """Bytes of every array that the kernel calls read: packed weights, biases, multipliers, tables."""
+        found = (array for step in self.steps for array in _arrays(step.constants))
+        return sum({array.__array_interface__["data"][0]: array.nbytes for array in found}.values())
+
 
 class Plan:
     """What `prepare` has decided so far: ``buffers``, ``places`` by node and ``steps``.
@@ -152,9 +172,12 @@ class Plan:
     in_bytes : names of the nodes whose results are stored as bytes
     """
 
-    def __init__(self, graph: IntGraph, route: Route, registers: Registers, dots: tuple[Dot, ...]) -> None:
+    def __init__(
+        self, graph: IntGraph, route: Route, registers: Registers, dots: tuple[Dot, ...], purpose: Purpose
+    ) -> None:
         self.graph = graph
         self.route = route
+        self.purpose = purpose
         self.registers = registers
         self.dots = dots
         self.in_bytes = tensors_in_bytes(graph, dots)
@@ -216,3 +239,15 @@ def as_image(tensor: Tensor) -> tuple[int, int, int]:
         channels, width = tensor.shape
         return channels, 1, width
     return int(np.prod(tensor.shape)), 1, 1
+
+
+def _arrays(value: Any) -> Iterator[NDArray[Any]]:
+    """Every array in nested tuples, lists and dataclasses."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from _arrays(item)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _arrays(getattr(value, field.name))

@@ -13,14 +13,14 @@ import numpy as np
 from labkit.engine import lowering, lowering_more  # noqa: F401 (they register)
 from labkit.engine.dispatch import lower
 from labkit.engine.memory import share_memory
-from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Route
+from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Purpose, Route
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.kernels.fast.elementwise import quantize
 from labkit.kernels.fast.entry import PIXELS, quantize_kernel
 from labkit.kernels.fast.tile import Dot, Registers, fastest_dots, widest_registers
 
-__all__ = ["Dot", "Prepared", "Registers", "Route", "prepare"]
+__all__ = ["Dot", "Prepared", "Purpose", "Registers", "Route", "prepare"]
 
 LARGEST_CHUNK = 32  # images that run together, so that a weight is loaded once for several
 CACHED_BYTES = 1 << 20  # what a step reads and writes of them stays in the cache
@@ -30,6 +30,7 @@ WEIGHTS_SHARE = 4  # or is at least a quarter of the network's weights, which ea
 def prepare(
     graph: IntGraph,
     *,
+    purpose: Purpose = Purpose.SPEED,
     route: Route = Route.FASTEST,
     registers: Registers | None = None,
     dots: Sequence[Dot] | None = None,
@@ -45,7 +46,9 @@ def prepare(
         A node has a shape that the fast kernels do not serve, such as a Linear layer over more than one axis.
     """
     registers = registers or widest_registers()
-    plan = Plan(graph, route, registers, tuple(dots or fastest_dots(registers)))
+    if purpose is Purpose.MEMORY and route is Route.FASTEST:
+        route = Route.DIRECT  # transformed weights are larger
+    plan = Plan(graph, route, registers, tuple(dots or fastest_dots(registers)), purpose)
     for node in graph:
         lower(plan, node)
     entries = tuple(_entry(plan, graph[name]) for name in graph.inputs)
@@ -69,6 +72,8 @@ def prepare(
 
 def _chunk(plan: Plan) -> int:
     """How many images to run together."""
+    if plan.purpose is Purpose.MEMORY:
+        return 1
     weights = sum(array.nbytes for step in plan.steps for array in step.constants if isinstance(array, np.ndarray))
     return max(1, min(LARGEST_CHUNK, max(CACHED_BYTES, weights // WEIGHTS_SHARE) // _step_bytes(plan)))
 

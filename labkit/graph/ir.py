@@ -152,6 +152,7 @@ class IntGraph:
     """An integer network: ``nodes`` in running order, `Quantize` nodes at its inputs, ``outputs`` names of nodes.
 
     notes : plain JSON values that say where it came from (calibration, bit plan, model, command).
+    inputs : names of the nodes through which real input enters.
 
     Raises
     ------
@@ -163,10 +164,13 @@ class IntGraph:
     outputs: tuple[str, ...]
     notes: Mapping[str, Any] = field(default_factory=dict)
     _by_name: Mapping[str, IntNode] = field(init=False, repr=False, default_factory=dict)
+    inputs: tuple[str, ...] = field(init=False, repr=False, default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", MappingProxyType(dict(self.notes)))
         object.__setattr__(self, "_by_name", {node.name: node for node in self.nodes})
+        entries = tuple(node.name for node in self.nodes if isinstance(node.op, int_ops.Quantize))
+        object.__setattr__(self, "inputs", entries)
         self.validate()
 
     def __getitem__(self, name: str) -> IntNode:
@@ -175,11 +179,6 @@ class IntGraph:
 
     def __iter__(self) -> Iterator[IntNode]:
         return iter(self.nodes)
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of the nodes through which real input enters."""
-        return tuple(n.name for n in self.nodes if isinstance(n.op, int_ops.Quantize))
 
     def inputs_of(self, node: IntNode) -> tuple[Tensor, ...]:
         """The tensors that ``node`` takes, in order."""
