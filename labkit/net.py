@@ -51,7 +51,7 @@ class IntegerNet:
 
         Returns
         -------
-        float32 array [N, ...], or a dict by output name where there are several
+        float32 array [N, ...] (int32 positions of an argmax), or a dict by output name where there are several
 
         Raises
         ------
@@ -67,8 +67,8 @@ class IntegerNet:
     def trace(self, x: Any, kernels: str | KernelSet = "numba") -> dict[str, NDArray[np.generic]]:
         """Every node's tensor by name, and again by the names of the nodes that were fused into it.
 
-        ``x`` and ``kernels`` as in `run`. Integers in the tensor's own dtype, float32 after the last node; the
-        layout is (N, C, H, W).
+        ``x`` and ``kernels`` as in `run`. Integers in the tensor's own dtype, float32 after the last node (int32
+        where that is an argmax); the layout is (N, C, H, W).
 
         Raises
         ------

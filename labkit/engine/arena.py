@@ -1,4 +1,4 @@
-"""`Arena`: the memory in which one thread runs a prepared network, and its kernel calls bound to that memory.
+"""`Arena`: the memory in which one caller runs a prepared network, and its kernel calls bound to that memory.
 
 Arenas are made on first use, one for each thread, network and number of images. From then on a run makes no buffers,
 only the arrays that it returns. A trace has an arena of its own, in which every tensor is kept.
@@ -6,7 +6,6 @@ only the arrays that it returns. A trace has an arena of its own, in which every
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -16,14 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.engine.memory import slot_bytes
-from labkit.engine.plan import TABLES, Prepared
+from labkit.engine.plan import TABLES, Buffer, Prepared
+from labkit.graph.costs import costs
 from labkit.kernels.fast.conv import BLOCK
 from labkit.kernels.fast.packing import aligned_zeros
 from labkit.kernels.jit import entry_point
+from labkit.kernels.program import Call, make_program
 
 __all__ = ["Arena", "arena_for"]
 
 _of_this_thread = threading.local()
+
+
+_UNIT = 8.0  # microseconds of work that are worth handing to another thread
+_MACS_IN_MICROSECOND, _BYTES_IN_MICROSECOND = 2.5e5, 2e4  # about, of one thread
+_PARTS_OF_A_THREAD = 4  # at most, so that who is held up leaves little undone
 
 
 class Arena:
@@ -31,41 +37,73 @@ class Arena:
 
     buffers : one array [capacity, height, width, channels] for each of ``prepared.buffers``, scratch as it is
     bytes : of all memory
-    calls : (node, kernel, part and parts, arguments after the number of images) in running order
+    program : the kernel calls in running order, with scratch of its own for each of ``threads``
     """
 
-    def __init__(self, prepared: Prepared, capacity: int, keeps_all: bool) -> None:
+    def __init__(self, prepared: Prepared, capacity: int, keeps_all: bool, threads: int) -> None:
         slots = range(len(prepared.buffers)) if keeps_all else prepared.slots
+        self.capacity = capacity
         sizes = slot_bytes(prepared.buffers, slots, capacity)
+        is_scratch = {slot for slot, buffer in zip(slots, prepared.buffers, strict=True) if not buffer.is_per_image}
         memory = [aligned_zeros((size,), np.uint8) for size in sizes]
-        self.buffers: list[NDArray[Any]] = []
-        for buffer, slot in zip(prepared.buffers, slots, strict=True):
-            shape = (capacity, *buffer.shape) if buffer.is_per_image else buffer.shape
-            size = int(np.prod(shape)) * np.dtype(buffer.dtype).itemsize
-            self.buffers.append(memory[slot][:size].view(buffer.dtype).reshape(shape))
-            if buffer.zero and any(buffer.border):
-                self.buffers[-1][...] = buffer.zero
-        self.bytes = sum(sizes)
-        tables = aligned_zeros((2, BLOCK), np.int64)
-        self.calls: list[tuple[str, Callable[..., int], tuple[int, ...], tuple[Any, ...]]] = []
+        by_thread = [memory]
+        for _ in range(1, threads):
+            own = [
+                aligned_zeros((size,), np.uint8) if at in is_scratch else memory[at] for at, size in enumerate(sizes)
+            ]
+            by_thread.append(own)
+        buffers = [
+            [_lay(b, own[slot], capacity) for b, slot in zip(prepared.buffers, slots, strict=True)] for own in by_thread
+        ]
+        self.buffers: list[NDArray[Any]] = buffers[0]
+        self.bytes = sum(sizes) + (threads - 1) * sum(sizes[slot] for slot in is_scratch)
+        tables = [aligned_zeros((2, BLOCK), np.int64) for _ in range(threads)]
+        macs = costs(prepared.graph).macs
+        self._calls: list[Call] = []
         for step in prepared.steps:
             kernel = step.kernel_for_one if capacity == 1 and step.kernel_for_one else step.kernel
-            given = tuple(tables if number == TABLES else self.buffers[number] for number in step.buffers)
-            arguments = (*given, *step.constants)
-            whole = (0, 1) if "parts" in inspect.signature(kernel.py_func).parameters else ()  # type: ignore[attr-defined]
-            self.calls.append((step.node, entry_point(kernel, (*whole, capacity, *arguments)), whole, arguments))
+            touched = sum(prepared.buffers[number].bytes for number in step.buffers if number != TABLES)
+            microseconds = capacity * (macs.get(step.node, 0) / _MACS_IN_MICROSECOND + touched / _BYTES_IN_MICROSECOND)
+            most = _PARTS_OF_A_THREAD * threads if threads > 1 else 1
+            arguments = tuple(
+                (*(tables[t] if number == TABLES else buffers[t][number] for number in step.buffers), *step.constants)
+                for t in range(threads)
+            )
+            self._calls.append(Call(step.node, kernel, arguments, max(1, min(most, int(microseconds / _UNIT)))))
+        self.program = make_program(self._calls)
+
+    @property
+    def calls(self) -> list[tuple[str, Callable[..., int], tuple[int, int], tuple[Any, ...]]]:
+        """For whoever calls kernels one by one: (node, kernel, (part 0, of 1), arguments after the number of images)."""
+        return [
+            (c.name, entry_point(c.kernel, (0, 1, self.capacity, *c.arguments[0])), (0, 1), c.arguments[0])
+            for c in self._calls
+        ]
 
 
-def arena_for(prepared: Prepared, images: int, keeps_all: bool = False) -> Arena:
+def _lay(buffer: Buffer, memory: NDArray[np.uint8], capacity: int) -> NDArray[Any]:
+    """``buffer`` for ``capacity`` images at the beginning of ``memory``, its border filled."""
+    shape = (capacity, *buffer.shape) if buffer.is_per_image else buffer.shape
+    size = int(np.prod(shape)) * np.dtype(buffer.dtype).itemsize
+    array: NDArray[Any] = memory[:size].view(buffer.dtype).reshape(shape)
+    if buffer.zero and any(buffer.border):
+        array[...] = buffer.zero
+    return array
+
+
+def arena_for(prepared: Prepared, images: int, keeps_all: bool = False, threads: int = 1) -> Arena:
     """This thread's arena for ``images`` of ``prepared``: a small one for a single image, else that of a chunk.
 
-    With ``keeps_all`` no two tensors share memory, so that every one can be read after a run.
+    With ``keeps_all`` no two tensors share memory, so that every one can be read after a run. Its program can be run by
+    up to ``threads`` threads.
     """
-    arenas: WeakKeyDictionary[Prepared, dict[tuple[int, bool], Arena]] | None = getattr(_of_this_thread, "arenas", None)
+    arenas: WeakKeyDictionary[Prepared, dict[tuple[int, bool, int], Arena]] | None = getattr(
+        _of_this_thread, "arenas", None
+    )
     if arenas is None:
         arenas = _of_this_thread.arenas = WeakKeyDictionary()  # an arena goes with its network
     by_kind = arenas.setdefault(prepared, {})
-    kind = (1 if images == 1 else prepared.chunk, keeps_all)
+    kind = (1 if images == 1 else prepared.chunk, keeps_all, threads)
     if kind not in by_kind:
         by_kind[kind] = Arena(prepared, *kind)
     return by_kind[kind]

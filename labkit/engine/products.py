@@ -1,8 +1,8 @@
 """The call that multiplies by the weights of a convolution or linear layer, and how these are kept: int8, int16 or int4.
 
-Weights of four bits are kept two to a byte where that is wanted. A linear layer of one image reads them as they are,
-which is faster than reading twice as many bytes, once these exceed the first-level cache. Anything else unpacks them on
-the way, some panels at a time, which is slower than weights that were unpacked before: that saves memory only.
+Weights of four bits are kept two to a byte where that is wanted. A linear layer reads them as they are, which for a
+single image is faster than reading twice as many bytes once these exceed the first-level cache. A convolution unpacks
+them on the way, some panels at a time, which is slower than weights that were unpacked before: that saves memory only.
 """
 
 from __future__ import annotations
@@ -20,20 +20,26 @@ from labkit.kernels.fast.conv import conv2d_kernel, linear_one_kernel
 from labkit.kernels.fast.nibble_tile import linear_nibbles_kernel, wraps_nowhere
 from labkit.kernels.fast.nibbles import conv2d_nibbles_kernel, fits_nibbles, pack_nibbles, panels_at_once
 from labkit.kernels.fast.packing import pack_panels
-from labkit.kernels.fast.tile import Dot
+from labkit.kernels.fast.tile import Dot, Registers
 
 __all__ = ["add_product"]
 
 _LARGEST_INPUT = 255  # in magnitude, as it is stored
 
-# From so many bytes of int8 weights on a linear layer of one image is faster with half as many; measured
+# From so many bytes of int8 weights on, a linear layer is faster with half as many where it multiplies so fast that
+# reading weights takes longer; both measured
 _BEYOND_FIRST_CACHE = 1 << 15
+_READING_LIMITS = (
+    (Registers.BITS_256, Dot.QUADS_VNNI),
+    (Registers.BITS_512, Dot.QUADS_VNNI),
+    (Registers.BITS_512, Dot.NIBBLES_AVX2),
+)
 
 
 def add_product(
     plan: Plan,
     node: IntNode,
-    buffers: tuple[int, int],
+    buffers: tuple[int, ...],
     dot: Dot,
     weights: NDArray[np.integer],
     rule: RoundingRule | None,
@@ -51,22 +57,29 @@ def add_product(
     rest : the kernel's arguments after the weights
     """
     panels = pack_panels(weights, dot.group)
-    count = panels.shape[0]
-    is_linear = isinstance(node.op, int_ops.Linear) and rule is not None
-    if not _stays_packed(plan, weights, panels, is_linear):
-        for_one = linear_one_kernel(plan.registers, dot, rule) if is_linear and rule else None
-        kernel = conv2d_kernel(plan.registers, dot, count, rule)
-        plan.steps.append(Step(node.name, kernel, (*buffers, TABLES), (panels, *rest), for_one))
+    one_rule = rule if isinstance(node.op, int_ops.Linear) else None  # there is a kernel for a single image
+    registers, buffers = plan.registers, (*buffers, TABLES)
+    if not _stays_packed(plan, weights, panels, dot, one_rule is not None):
+        kernel = conv2d_kernel(registers, dot, panels.shape[0], rule)
+        for_one = linear_one_kernel(registers, dot, one_rule) if one_rule else None
+        plan.steps.append(Step(node.name, kernel, buffers, (panels, *rest), for_one))
         return
-    together = panels_at_once(plan.registers, count, panels[0].nbytes)
-    scratch = plan.add_buffer(Buffer((together, *panels.shape[1:]), np.int8, is_per_image=False))
-    for_one = linear_nibbles_kernel(plan.registers, dot, rule) if is_linear and rule else None
-    kernel = conv2d_nibbles_kernel(plan.registers, dot, count, rule)
     constants = (pack_nibbles(panels), *rest)
-    plan.steps.append(Step(node.name, kernel, (*buffers, TABLES, scratch), constants, for_one))
+    if one_rule:
+        kernel, for_one = (linear_nibbles_kernel(registers, dot, is_for_one, one_rule) for is_for_one in (False, True))
+        plan.steps.append(Step(node.name, kernel, buffers, constants, for_one))
+        return
+    together = panels_at_once(registers, panels.shape[0], panels[0].nbytes)
+    scratch = plan.add_buffer(Buffer((together, *panels.shape[1:]), np.int8, is_per_image=False))
+    kernel = conv2d_nibbles_kernel(registers, dot, panels.shape[0], rule)
+    plan.steps.append(Step(node.name, kernel, (*buffers, scratch), constants))
 
 
-def _stays_packed(plan: Plan, weights: NDArray[np.integer], panels: NDArray[np.integer], is_linear: bool) -> bool:
+def _stays_packed(
+    plan: Plan, weights: NDArray[np.integer], panels: NDArray[np.integer], dot: Dot, is_linear: bool
+) -> bool:
     if not fits_nibbles(weights) or (is_linear and not wraps_nowhere(weights, _LARGEST_INPUT)):
         return False
-    return plan.purpose is Purpose.MEMORY or (is_linear and panels.nbytes >= _BEYOND_FIRST_CACHE)
+    return plan.purpose is Purpose.MEMORY or (
+        is_linear and panels.nbytes >= _BEYOND_FIRST_CACHE and (plan.registers, dot) in _READING_LIMITS
+    )

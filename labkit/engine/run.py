@@ -11,21 +11,24 @@ from numpy.typing import NDArray
 from labkit.arithmetic import affine
 from labkit.engine.arena import Arena, arena_for
 from labkit.engine.plan import Entry, Exit, Prepared
+from labkit.engine.team import team_of
 from labkit.errors import BoundError
 from labkit.kernels.fast.elementwise import dequantize, quantize_signs
+from labkit.kernels.program import walk
 
 __all__ = ["run", "trace"]
 
 Array = NDArray[Any]
 
 
-def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]], threads: int = 1) -> dict[str, Array]:
     """The outputs of ``prepared.graph`` for any number of images.
 
     Parameters
     ----------
     prepared : from `labkit.engine.prepare`
     inputs : float32 [N, ...], C-contiguous, by the name of each input node; all with the same N
+    threads : how many work on it, 1 or more; the integers are the same
 
     Returns
     -------
@@ -38,7 +41,8 @@ def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[s
     BoundError
         These images drive a GEMMLOWP rule out of 32 bits.
     """
-    return _run(prepared, inputs, [prepared.exits[name] for name in prepared.graph.outputs], keeps_all=False)
+    exits = [prepared.exits[name] for name in prepared.graph.outputs]
+    return _run(prepared, inputs, exits, keeps_all=False, threads=threads)
 
 
 def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
@@ -52,22 +56,22 @@ def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict
 
 
 def _run(
-    prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit], *, keeps_all: bool
+    prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit], *, keeps_all: bool, threads: int = 1
 ) -> dict[str, Array]:
     images = next(iter(inputs.values())).shape[0]
     results = {way.node.name: np.empty((images, *way.node.output.shape), way.dtype) for way in exits}
     for first in range(0, images, prepared.chunk):
         count = min(prepared.chunk, images - first)
         chunk = slice(first, first + count)
-        arena = arena_for(prepared, count, keeps_all)
+        arena = arena_for(prepared, count, keeps_all, threads)
         for entry in prepared.entries:
             _enter(arena, entry, inputs[entry.node.name], chunk)
-        for node, kernel, whole, arguments in arena.calls:
-            if kernel(*whole, count, *arguments):
-                raise BoundError(
-                    f"{node}: its rounding rule shifts the accumulator left before multiplying, and for these images "
-                    f"the result does not fit int32. Use the rule SINGLE for multipliers above 1."
-                )
+        broken = walk(arena.program, count) if threads == 1 else team_of(threads).run(arena.program, count)
+        if broken >= 0:
+            raise BoundError(
+                f"{arena.program.names[broken]}: its rounding rule shifts the accumulator left before multiplying, and "
+                f"for these images the result does not fit int32. Use the rule SINGLE for multipliers above 1."
+            )
         for way in exits:
             _leave(arena, way, results[way.node.name][chunk])
     return results

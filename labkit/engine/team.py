@@ -45,17 +45,19 @@ from labkit.kernels.atomics import (
 from labkit.kernels.jit import entry_point, jit
 from labkit.kernels.program import PARTS_IN_ROW, ROW_BYTES, Program, call_row, walk, without_outcome
 
-__all__ = ["Team"]
+__all__ = ["Team", "team_of"]
 
-PATIENCE = (
-    100e-6  # seconds that a helper looks for a part before it sleeps; to wake it costs the caller a few microseconds
-)
+PATIENCE = 100e-6  # seconds for which a helper looks for a part before it sleeps; to wake it takes a few microseconds
 _LOOKS_PER_YIELD = 256  # some 10 us; the caller may be waiting for the very processor on which a helper looks
-HASTE = 50e-6  # seconds that a caller looks for the end of a part before it sleeps: the helper has lost its processor
-_NAP = 50  # microseconds that he sleeps; his processor is free for the helper
-_REST = (
-    10  # for how many times as long as he was kept waiting he then works alone, which bounds what is lost to a tenth
-)
+
+# A helper that has lost its processor in the middle of a part keeps the caller waiting for milliseconds. He knows it by
+# the time: a part should not take much longer than his own. He then sleeps, which frees his processor for the helper,
+# and works alone for some time after, so that little is lost where helpers often lose their processor.
+_GRACE = 50_000  # nanoseconds, beside twice the time of one of his parts
+_LOOKS_PER_TIME = 64
+_NAP = 50  # microseconds
+_REST = 10  # times as long as he was kept waiting: so he loses at most a tenth
+
 _LAST_WAIT = 1.0  # seconds that the end of the process may be held up by a helper that gets no processor
 
 # Byte offsets of the words of a team. Two cache lines for what different threads write: processors fetch lines in pairs.
@@ -82,7 +84,7 @@ _ONE_TAKEN = 1 << _PART_BITS  # what taking the first part adds to an offer; tak
 
 
 @jit
-def _lead(team: int, helpers: int, haste: int, table: int, length: int, images: int) -> int:
+def _lead(team: int, helpers: int, table: int, length: int, images: int) -> int:
     """The caller's walk over a program: -1, the index i of a call that broke a bound, or -2 - i if it raised."""
     for call in range(length):
         row = table + ROW_BYTES * call
@@ -107,6 +109,9 @@ def _lead(team: int, helpers: int, haste: int, table: int, length: int, images: 
                         add_word(team + _SLEEPERS, -1)
                         open_gate(load_word(words + _GATE))
                         wanted -= 1
+            start = nanoseconds()
+        else:
+            start = 0
         part, mine, trouble = 0, 0, 0
         while part < parts:
             outcome = call_row(row, part, parts, images)
@@ -122,18 +127,20 @@ def _lead(team: int, helpers: int, haste: int, table: int, length: int, images: 
                     part = (offer >> _PART_BITS) & _PART_MASK
                     break
         if mine < parts:
-            looks, late = 0, 0
+            now = end = nanoseconds()
+            latest = end + _GRACE + 2 * (end - start) // mine
+            looks = 0
             while load_word(team + _DONE) != parts - mine:
                 looks += 1
-                if looks < haste:
-                    pause()
-                else:
-                    if late == 0:
-                        late = nanoseconds()
+                if now > latest:
                     sleep_at_gate(load_word(team + _CALLERS_GATE), _NAP)
-            if late != 0:
+                elif looks % _LOOKS_PER_TIME == 0:
+                    now = nanoseconds()
+                else:
+                    pause()
+            if now > latest:
                 now = nanoseconds()
-                store_word(team + _ALONE_UNTIL, now + _REST * (now - late))
+                store_word(team + _ALONE_UNTIL, now + _REST * (now - end))
             trouble |= load_word(team + _TROUBLE)
         if trouble != 0:
             return -2 - call if trouble & _RAISED else call
@@ -187,9 +194,8 @@ class _Crew:
         self.helpers = helpers
         self.words = _new_words(helpers)
         self.address = int(self.words.ctypes.data)
-        self.lead = entry_point(_lead, (0,) * 6)
+        self.lead = entry_point(_lead, (0,) * 5)
         self.help = entry_point(_help, (0,) * 4)
-        self.haste = _rounds_of(HASTE)
         self.gates = [new_gate() for _ in range(helpers)]
         self.threads: list[threading.Thread] = []
         callers_gate = new_gate()
@@ -295,7 +301,7 @@ class Team:
             return walk(program, images)
         try:
             crew = self._crew or self._new_crew()
-            outcome = crew.lead(crew.address, crew.helpers, crew.haste, program.address, program.length, images)
+            outcome = crew.lead(crew.address, crew.helpers, program.address, program.length, images)
         finally:
             self._is_taken.release()
         return without_outcome(program, outcome)
@@ -313,6 +319,18 @@ class Team:
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()
+
+
+@cache
+def team_of(threads: int) -> Team:
+    """The team of ``threads`` that all networks of this process share.
+
+    Raises
+    ------
+    InputError
+        ``threads`` is less than 1.
+    """
+    return Team(threads)
 
 
 def _forget_all() -> None:

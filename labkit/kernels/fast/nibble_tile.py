@@ -1,7 +1,7 @@
-"""A fully connected layer of one image on weights of four bits, which are unpacked in registers.
+"""Fully connected layers on weights of four bits, which are unpacked in registers.
 
-Each weight is used once, so that the time goes into reading weights: half as many bytes take little more than half as
-long. See `nibbles` for how weights lie in memory. A byte b = 16 * w1 + u with u = w0 + 8 is a multiplier itself:
+For a single image each weight is used once and the time goes into reading weights: half as many bytes take little more
+than half as long. See `nibbles` for how weights lie in memory. A byte b = 16 * w1 + u with u = w0 + 8 is a multiplier itself:
 
     sum(x * w0) = sum(x * u) - 8 * sum(x)        16 * sum(x * w1) = sum(x * b) - sum(x * u)
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast import simd
-from labkit.kernels.fast.conv import Windows, fill_tables
+from labkit.kernels.fast.conv import BLOCK, Windows, fill_tables
 from labkit.kernels.fast.finish import CHANNELS, Finish, Sums, add_biases, finish_for
 from labkit.kernels.fast.nibbles import LIFT
 from labkit.kernels.fast.shares import share
@@ -37,7 +37,9 @@ __all__ = ["linear_nibbles_kernel", "wraps_nowhere"]
 Array = NDArray[Any]
 Values = list[ir.Value]
 
-_PAIRS = {Registers.BITS_256: 2, Registers.BITS_512: 4}  # of panels in a tile: enough sums to hide the multiplier's delay
+# Pairs of panels in a tile of one position: enough sums to hide the multiplier's delay
+_PAIRS_OF_ONE = {Registers.BITS_256: 2, Registers.BITS_512: 4}
+_MANY = {Registers.BITS_256: (2, 1), Registers.BITS_512: (4, 2)}  # positions and pairs where there are several images
 
 
 def wraps_nowhere(weights: NDArray[np.integer], largest: int) -> bool:
@@ -48,10 +50,11 @@ def wraps_nowhere(weights: NDArray[np.integer], largest: int) -> bool:
 
 @dataclass(frozen=True)
 class _Shape:
-    """``pairs`` of panels of packed weights against one position; ``has_both`` of the panels of a pair, or the first."""
+    """``pairs`` of panels of packed weights against ``positions``; ``has_both`` of the panels of a pair, or the first."""
 
     lanes: int
     dot: Dot
+    positions: int
     pairs: int
     has_both: bool
 
@@ -59,6 +62,11 @@ class _Shape:
     def loads(self) -> list[tuple[int, int]]:
         """Pair and vector of each vector of bytes."""
         return [(pair, v) for pair in range(self.pairs) for v in range(CHANNELS // self.lanes)]
+
+    @property
+    def sums_of_position(self) -> int:
+        """One of the inputs alone, and two for each load."""
+        return 1 + 2 * len(self.loads)
 
     @property
     def inputs(self) -> ir.VectorType:
@@ -92,92 +100,99 @@ def _all(kind: ir.VectorType, value: int) -> ir.Constant:
 
 
 def _sum_run(
-    builder: ir.IRBuilder, shape: _Shape, source: ir.Value, panels: Values, steps: ir.Value, state: Values
+    builder: ir.IRBuilder, shape: _Shape, sources: Values, panels: Values, steps: ir.Value, state: Values
 ) -> Values:
-    """Add one run to ``state``: its offset, the place in the panels, 8 * sum(x), then two sums for each load."""
+    """Add one run to ``state``: its offset, the place in the panels, then of each position 8 * sum(x) and all sums."""
     vector_bytes = shape.lanes * shape.dot.group
     stored = ir.VectorType(simd.I8, vector_bytes)
 
     def one_step(state: Values) -> Values:
-        offset, read, lift, *sums = state
-        group = simd.load(builder, builder.add(source, offset), simd.I32)
-        x = builder.bitcast(simd.splat(builder, group, shape.sums), shape.inputs)
-        results = [add_products(builder, shape.dot, lift, x, _all(shape.inputs, LIFT))]
-        for at, (pair, v) in enumerate(shape.loads):
+        offset, read, *sums = state
+        weights: Values = [_all(shape.inputs, LIFT)]
+        for pair, v in shape.loads:
             address = builder.add(panels[pair], simd.add_bytes(builder, read, v * vector_bytes))
-            for half, weights in enumerate(_multipliers(builder, shape, simd.load(builder, address, stored))):
-                results.append(add_products(builder, shape.dot, sums[2 * at + half], x, weights))
+            weights += _multipliers(builder, shape, simd.load(builder, address, stored))
+        groups = [simd.load(builder, builder.add(source, offset), simd.I32) for source in sources]
+        inputs = [builder.bitcast(simd.splat(builder, group, shape.sums), shape.inputs) for group in groups]
+        products = [(x, w) for x in inputs for w in weights]
+        results = [add_products(builder, shape.dot, total, x, w) for total, (x, w) in zip(sums, products, strict=True)]
         step_bytes = CHANNELS * shape.dot.group
         return [simd.add_bytes(builder, offset, 4), simd.add_bytes(builder, read, step_bytes), *results]
 
     return simd.counted_loop(builder, steps, state, one_step)
 
 
-def _separate(builder: ir.IRBuilder, shape: _Shape, lift: ir.Value, sums: Values) -> Values:
-    """The sums for the lower and for the upper half of each load, from what `_sum_run` leaves, as int32."""
+def _separate(builder: ir.IRBuilder, shape: _Shape, sums: Values) -> Values:
+    """int32 sums for the lower and for the upper half of each load, of each position, from what `_sum_run` leaves."""
     results = []
-    for lower, upper in zip(sums[0::2], sums[1::2], strict=True):
-        if shape.dot.sums_int16:
-            ones = _all(shape.run_sums, 1)
-            results += [simd.pair_dot(builder, builder.sub(half, lift), ones) for half in (lower, upper)]
-        else:
-            shifted = builder.ashr(builder.sub(upper, lower), _all(shape.sums, 4))
-            results += [builder.sub(lower, lift), shifted]
+    for start in range(0, len(sums), shape.sums_of_position):
+        lift, *halves = sums[start : start + shape.sums_of_position]
+        for lower, upper in zip(halves[0::2], halves[1::2], strict=True):
+            if shape.dot.sums_int16:
+                ones = _all(shape.run_sums, 1)
+                results += [simd.pair_dot(builder, builder.sub(half, lift), ones) for half in (lower, upper)]
+            else:
+                shifted = builder.ashr(builder.sub(upper, lower), _all(shape.sums, 4))
+                results += [builder.sub(lower, lift), shifted]
     return results
 
 
 def _sum_up(
     builder: ir.IRBuilder,
     shape: _Shape,
-    source: ir.Value,
+    sources: Values,
     panels: Values,
     runs: ir.Value,
     run_count: ir.Value,
     steps: ir.Value,
 ) -> Sums:
-    """Sums of products for each channel of the panels."""
-    count = 2 * len(shape.loads)
+    """Sums of products for each position and each channel of the panels."""
+    zeros = [ir.Constant(shape.run_sums, None)] * (shape.positions * shape.sums_of_position)
+    totals = [ir.Constant(shape.sums, None)] * (2 * shape.positions * len(shape.loads))
 
     def one_run(state: Values) -> Values:
         run, read, *sums = state
         offset = simd.load(builder, run, simd.I64)
         if shape.dot.sums_int16:
-            zeros = [ir.Constant(shape.run_sums, None)] * (1 + count)
-            _, read, lift, *short = _sum_run(builder, shape, source, panels, steps, [offset, read, *zeros])
-            found = _separate(builder, shape, lift, short)
-            sums = [sums[0], *(builder.add(a, b) for a, b in zip(sums[1:], found, strict=True))]
+            _, read, *short = _sum_run(builder, shape, sources, panels, steps, [offset, read, *zeros])
+            found = _separate(builder, shape, short)
+            sums = [builder.add(a, b) for a, b in zip(sums, found, strict=True)]
         else:
-            _, read, *sums = _sum_run(builder, shape, source, panels, steps, [offset, read, *sums])
+            _, read, *sums = _sum_run(builder, shape, sources, panels, steps, [offset, read, *sums])
         return [simd.add_bytes(builder, run, 8), read, *sums]
 
-    zeros = [ir.Constant(shape.sums, None)] * (1 + count)
-    _, _, lift, *sums = simd.counted_loop(builder, run_count, [runs, simd.I64(0), *zeros], one_run)
-    totals = sums if shape.dot.sums_int16 else _separate(builder, shape, lift, sums)
+    start = totals if shape.dot.sums_int16 else zeros
+    _, _, *sums = simd.counted_loop(builder, run_count, [runs, simd.I64(0), *start], one_run)
+    totals = sums if shape.dot.sums_int16 else _separate(builder, shape, sums)
+    places = [(r, 2 * pair + half) for r in range(shape.positions) for pair, _ in shape.loads for half in range(2)]
     result: Sums = {}
-    for at, (pair, _) in enumerate(shape.loads):
-        for half in range(1 + shape.has_both):
-            result.setdefault((0, 2 * pair + half), []).append(totals[2 * at + half])
+    for total, (r, p) in zip(totals, places, strict=True):
+        if shape.has_both or p == 0:
+            result.setdefault((r, p), []).append(total)
     return result
 
 
-def _tile_of(registers: Registers, dot: Dot, pairs: int, has_both: bool, finish: Finish) -> Any:
-    """As `tile.tile_of` for one position and ``pairs`` of packed panels; ``panel`` is the address of the first pair."""
+def _tile_of(registers: Registers, dot: Dot, positions: int, pairs: int, has_both: bool, finish: Finish) -> Any:
+    """As `tile.tile_of` for ``pairs`` of packed panels; ``panel`` is the address of the first pair."""
 
     @intrinsic
     def tile(  # type: ignore[no-untyped-def]
         typing_context, y, sources, targets, runs, run_count, steps, panel, epilogue, low, high
     ):
-        stored, shape = simd.stored_type(y.dtype), _Shape(registers.lanes, dot, pairs, has_both)
+        stored, shape = simd.stored_type(y.dtype), _Shape(registers.lanes, dot, positions, pairs, has_both)
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             _, sources, targets, runs, run_count, steps, panel, *rest = arguments
+
+            def table(start: ir.Value) -> Values:
+                return [simd.load(builder, simd.add_bytes(builder, start, 8 * r), simd.I64) for r in range(positions)]
+
             pair_bytes = builder.mul(builder.mul(run_count, steps), simd.I64(CHANNELS * dot.group))
             panels = [panel]
             for _ in range(1, pairs):
                 panels.append(builder.add(panels[-1], pair_bytes))
-            source, target = (simd.load(builder, table, simd.I64) for table in (sources, targets))
-            sums = _sum_up(builder, shape, source, panels, runs, run_count, steps)
-            finish(builder, add_biases(builder, sums, rest[0]), [target], rest, stored)
+            sums = _sum_up(builder, shape, table(sources), panels, runs, run_count, steps)
+            finish(builder, add_biases(builder, sums, rest[0]), table(targets), rest, stored)
             return context.get_dummy_value()
 
         return types.void(y, *[types.int64] * 9), generate
@@ -186,14 +201,16 @@ def _tile_of(registers: Registers, dot: Dot, pairs: int, has_both: bool, finish:
 
 
 @cache
-def linear_nibbles_kernel(registers: Registers, dot: Dot, rule: RoundingRule) -> Callable[..., int]:
-    """The kernel for a fully connected layer of one image on packed weights, finished by ``rule``.
+def linear_nibbles_kernel(registers: Registers, dot: Dot, is_for_one: bool, rule: RoundingRule) -> Callable[..., int]:
+    """The kernel for a fully connected layer on packed weights, for a single image or for any number of them.
 
-    It takes what `nibbles.conv2d_nibbles_kernel` takes.
+    It takes what `conv.conv2d_kernel` takes, with the panels of `nibbles.pack_nibbles`, and finishes by ``rule``.
     """
-    finish, wide = finish_for(rule), _PAIRS[registers]
-    wide_tile, pair_tile = (_tile_of(registers, dot, pairs, True, finish) for pairs in (wide, 1))
-    last_tile = _tile_of(registers, dot, 1, False, finish)
+    finish = finish_for(rule)
+    positions, wide = (1, _PAIRS_OF_ONE[registers]) if is_for_one else _MANY[registers]
+    pair_tile = _tile_of(registers, dot, positions, 1, True, finish)
+    wide_tile = pair_tile if wide == 1 else _tile_of(registers, dot, positions, wide, True, finish)
+    last_tile = _tile_of(registers, dot, positions, 1, False, finish)
 
     def linear_nibbles(
         part: int,
@@ -202,7 +219,6 @@ def linear_nibbles_kernel(registers: Registers, dot: Dot, rule: RoundingRule) ->
         x: Array,
         y: Array,
         tables: Array,
-        unpacked: Array,
         packed: Array,
         epilogue: Array,
         runs: Array,
@@ -210,27 +226,33 @@ def linear_nibbles_kernel(registers: Registers, dot: Dot, rule: RoundingRule) ->
         windows: Windows,
     ) -> int:
         sources, targets = tables.ctypes.data, tables.ctypes.data + tables.strides[0]
-        fill_tables(tables, x, y, windows, 0, 1, 1)
         steps, run, count = packed.shape[2], runs.ctypes.data, runs.shape[0]
         width = 2 * CHANNELS * y.itemsize
         pairs = epilogue.shape[0] // 2  # of which both panels are there
-        first, end = share((packed.shape[0] + wide - 1) // wide, part, parts)
-        start, pair = tables[1, 0], first * wide
-        end = min(end * wide, packed.shape[0])
-        while pair < end:
-            tables[1, 0] = start + pair * width
-            at = packed.ctypes.data + pair * packed.strides[0]
-            constants = epilogue.ctypes.data + 2 * pair * epilogue.strides[0]
-            if pair + wide <= min(end, pairs):
-                wide_tile(y, sources, targets, run, count, steps, at, constants, clamp[0], clamp[1])
-                pair += wide
-            elif pair < pairs:
-                pair_tile(y, sources, targets, run, count, steps, at, constants, clamp[0], clamp[1])
-                pair += 1
-            else:
-                last_tile(y, sources, targets, run, count, steps, at, constants, clamp[0], clamp[1])
-                pair += 1
+        first_group, end_group = share((packed.shape[0] + wide - 1) // wide, part, parts)
+        end = min(end_group * wide, packed.shape[0])
+        for first in range(0, images, BLOCK):
+            rows = (min(BLOCK, images - first) + positions - 1) // positions * positions
+            fill_tables(tables, x, y, windows, first, rows, images - first)
+            pair, written = first_group * wide, 0
+            while pair < end:
+                for at in range(rows):
+                    tables[1, at] += pair * width - written
+                written = pair * width
+                panel = packed.ctypes.data + pair * packed.strides[0]
+                constants = epilogue.ctypes.data + 2 * pair * epilogue.strides[0]
+                taken = wide if pair + wide <= min(end, pairs) else 1
+                for at in range(0, rows, positions):
+                    x_at, y_at = sources + 8 * at, targets + 8 * at
+                    if pair >= pairs:
+                        last_tile(y, x_at, y_at, run, count, steps, panel, constants, clamp[0], clamp[1])
+                    elif taken == wide:
+                        wide_tile(y, x_at, y_at, run, count, steps, panel, constants, clamp[0], clamp[1])
+                    else:
+                        pair_tile(y, x_at, y_at, run, count, steps, panel, constants, clamp[0], clamp[1])
+                pair += taken
         return 0
 
-    linear_nibbles.__name__ = linear_nibbles.__qualname__ = f"linear_nibbles_{registers.value}_{dot.value}_{rule.value}"
+    name = f"linear_nibbles_{registers.value}_{dot.value}_{'one' if is_for_one else 'many'}_{rule.value}"
+    linear_nibbles.__name__ = linear_nibbles.__qualname__ = name
     return jit(linear_nibbles)
