@@ -9,11 +9,13 @@ import pytest
 from unit.engine.graphs import S4, S8, U4, U8, Builder, affine, images_for
 from unit.engine.test_run import assert_same, settings
 
+from labkit.arithmetic.affine import QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.engine.node_by_node import run_nodes
 from labkit.engine.prepare import prepare
 from labkit.engine.run import run
-from labkit.errors import BoundError, UnsupportedOperation
+from labkit.errors import BoundError
+from labkit.kernels.fast.tile import Dot
 from labkit.kernels.kernel_set import REFERENCE
 
 GRIDS = [S8, affine(S8), affine(U8), S4, affine(S4), affine(U4)]
@@ -140,7 +142,7 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("source", ["input", "convolution", "pool", "reshape"])
 def test_use_of_a_padded_image(use, source):
-    """Also beside a reader of the image without its padding. A reshape has no border to serve, so its pad is a copy."""
+    """Also beside a reader of the image without its padding."""
     b = Builder(len(use))
     x = b.quantize((5, 6, 6) if source != "reshape" else (5, 36), affine(S8))
     if source == "convolution":
@@ -272,10 +274,78 @@ def test_adaptive_average_pool(size, spec):
     assert_same(b.graph(b.nodes[-3].name, line), 5)
 
 
-def test_adaptive_pooling_under_other_rules_runs_in_the_reference_kernels():
-    b = Builder(2, rule=RoundingRule.DYADIC)
-    b.adaptive_average_pool(b.quantize((3, 5, 5), S8), (3, 2))
-    graph = b.graph()
-    assert run_nodes(graph, images_for(graph, 2), REFERENCE)[graph.outputs[0]].shape == (2, 3, 3, 2)
-    with pytest.raises(UnsupportedOperation, match="SINGLE, not DYADIC.*reference kernels"):
-        prepare(graph)
+@pytest.mark.parametrize("rule", RoundingRule)
+@pytest.mark.parametrize("inside", [False, True])
+def test_adaptive_average_pool_under_every_rule(rule, inside):
+    b = Builder(2, rule=rule, ties=True, inside=inside)
+    b.adaptive_average_pool(b.quantize((19, 7, 5), affine(S8)), (3, 2), spec=affine(U8))
+    assert_same(b.graph(), 3)
+
+
+# ---- storage as bytes or as int16, and calls in several parts
+
+
+@pytest.mark.parametrize("move", ["pad", "reshape"])
+@pytest.mark.parametrize("dots", [[Dot.PAIRS], [Dot.QUADS, Dot.PAIRS], [Dot.QUADS_VNNI, Dot.PAIRS]], ids=str)
+def test_one_reader_wants_bytes_and_another_behind_a_move_wants_int16(move, dots):
+    """Nine bits of weights need int16, and so then does all that lies in the same memory."""
+    b = Builder(3)
+    x = b.conv(b.quantize((3, 6, 6), affine(U8)), 16, (3, 3), padding=ONE, spec=affine(U8))
+    moved = b.pad(x, ((1, 0), (0, 1))) if move == "pad" else b.reshape(x, (16, 6, 6))
+    wide = QuantSpec(8, signed=False, symmetric=False)
+    outs = [b.conv(x, 5, (3, 3)), b.conv(moved, 5, (2, 3), weights=wide), b.conv(moved, 4, (2, 2), spec=affine(U4))]
+    graph = b.graph(*outs, b.transpose(moved, (2, 0, 1)))
+    inputs = images_for(graph, 3)
+    expected, got = run_nodes(graph, inputs, REFERENCE), run(prepare(graph, dots=dots), inputs)
+    for name in graph.outputs:
+        np.testing.assert_array_equal(got[name], expected[name])
+
+
+def _graph_of(kind):
+    """A graph that ends in one kernel of this module's operations."""
+    rule = RoundingRule.DYADIC if kind == "table" else RoundingRule.SINGLE
+    b = Builder(5, rule=rule)
+    x = b.quantize((5, 7, 6), affine(U8))
+    {
+        "multiply": lambda: b.multiply(x, x),
+        "table": lambda: b.multiply(x, x),
+        "transpose": lambda: b.transpose(x, (2, 0, 1)),
+        "runs": lambda: b.reshape(x, (5, 42)),
+        "softmax": lambda: b.softmax(x, 0),
+        "argmax": lambda: b.argmax(x, 1),
+        "adaptive": lambda: b.adaptive_average_pool(x, (3, 4)),
+    }[kind]()
+    return b.graph()
+
+
+@pytest.mark.parametrize("kind", ["multiply", "table", "transpose", "runs", "softmax", "argmax", "adaptive"])
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8])
+def test_parts_of_a_call_are_the_whole(kind, dtype):
+    """Each part writes its share and nothing else, also where there are more parts than rows."""
+    graph = _graph_of(kind)
+    prepared = prepare(graph, dots=[Dot.PAIRS] if dtype is np.int16 else [Dot.QUADS])
+    step = next(step for step in prepared.steps if step.node == graph.outputs[0])
+    rng, images = np.random.default_rng(0), 3
+    buffers = [prepared.buffers[number] for number in step.buffers]
+    assert buffers[0].dtype is dtype
+    spec, params = graph[graph.inputs[0]].output.quantized
+    stored_from = spec.qmin if dtype is np.uint8 else int(params.zero_point)
+    values = rng.integers(spec.qmin, spec.qmax + 1, (images, *buffers[0].shape)) - stored_from
+    values = values.astype(dtype)
+
+    def results(parts):
+        arrays = [np.array(values), *(np.full((images, *b.shape), 99, b.dtype) for b in buffers[1:])]
+        if step.buffers[0] == step.buffers[1]:  # a product with itself
+            arrays[1] = arrays[0]
+        seen = []
+        for part in range(parts):
+            step.kernel(part, parts, images, *arrays, *step.constants)
+            seen.append(np.array(arrays[-1]))
+        return seen
+
+    whole = results(1)[0]
+    assert np.any(whole != 99)
+    for parts in (2, 3, 500):
+        seen = results(parts)
+        np.testing.assert_array_equal(seen[-1], whole)
+        assert not np.array_equal(seen[0], whole)

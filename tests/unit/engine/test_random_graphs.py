@@ -118,8 +118,6 @@ def random_graph(seed):
         x = str(rng.choice(tensors[-4:]))
         choices = ANY + (2 * WITH_WINDOW if len(b[x].shape) in (2, 3) else [])
         step = choices[int(rng.integers(len(choices)))]
-        if step is _adaptive and b.rule is not RoundingRule.SINGLE:
-            continue
         name = step(b, x, rng, GRIDS[int(rng.integers(6))])
         if not b[name].is_index and math.prod(b[name].shape) <= LARGEST:
             tensors.append(name)

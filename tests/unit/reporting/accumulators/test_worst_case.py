@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields, is_dataclass, replace
 from itertools import product
 
@@ -150,6 +151,20 @@ def test_worst_case_of_a_product_has_all_four_corners():
     ]
     products = [p * q for p, q in product(*grids)]
     assert worst_case(graph, graph.nodes[-1]).worst == Span(min(products), max(products))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (3, 2), (3, 4)])
+def test_worst_case_of_uneven_windows_is_reached(size):
+    b = Builder(1)
+    x = b.quantize((1, 5, 6), affine(U8))
+    graph = b.graph(b.adaptive_average_pool(x, size))
+    found = worst_case(graph, graph.nodes[-1])
+    spec, zero_point = b[x].spec, int(b[x].params.zero_point)
+    rows, columns = ([oracle.adaptive_window(n, m, i) for i in range(m)] for n, m in zip((5, 6), size, strict=True))
+    areas = [len(row) * len(column) for row, column in product(rows, columns)]
+    common = math.lcm(*areas)
+    assert found.worst == Span(common * (spec.qmin - zero_point), common * (spec.qmax - zero_point))
+    assert found.products == max(areas)
 
 
 OPERATIONS = [kind for kind in vars(int_ops).values() if is_dataclass(kind) and kind.__module__ == int_ops.__name__]
