@@ -38,7 +38,7 @@ class IntegerNet:
 
     __repr__ = __str__
 
-    def run(self, x: Any, kernels: str | KernelSet = "numba") -> Any:
+    def run(self, x: Any, kernels: str | KernelSet = "numba", threads: int = 1) -> Any:
         """The network's output.
 
         Parameters
@@ -48,6 +48,8 @@ class IntegerNet:
             that the net was made from.
         kernels : "numba", "reference" or a KernelSet
             The fast tier, the readable one, or your own functions node by node. All give the same integers.
+        threads : 1 or more
+            How many threads the fast tier uses; the integers are the same.
 
         Returns
         -------
@@ -56,11 +58,11 @@ class IntegerNet:
         Raises
         ------
         InputError
-            Wrong shape or type, unknown input or kernels.
+            Wrong shape or type, unknown input or kernels, no threads.
         QuantizationError
             ``x`` holds a NaN.
         """
-        results = self._results(self._inputs(x), kernels, only_outputs=True)
+        results = self._results(self._inputs(x), kernels, only_outputs=True, threads=threads)
         outputs = {name: results[name] for name in self.graph.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
@@ -126,15 +128,17 @@ class IntegerNet:
         return checked
 
     def _results(
-        self, inputs: dict[str, NDArray[np.float32]], kernels: str | KernelSet, only_outputs: bool
+        self, inputs: dict[str, NDArray[np.float32]], kernels: str | KernelSet, only_outputs: bool, threads: int = 1
     ) -> dict[str, NDArray[np.generic]]:
+        if threads < 1:
+            raise InputError(f"threads: got {threads}, which must be 1 or more.")
         if kernels == "numba":
             from labkit.engine.prepare import prepare
             from labkit.engine.run import run, trace
 
             if self._prepared is None:
                 self._prepared = prepare(self.graph)
-            return run(self._prepared, inputs) if only_outputs else trace(self._prepared, inputs)
+            return run(self._prepared, inputs, threads) if only_outputs else trace(self._prepared, inputs)
         if kernels == "reference":
             kernels = REFERENCE
         if not isinstance(kernels, KernelSet):

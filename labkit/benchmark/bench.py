@@ -28,7 +28,6 @@ from labkit.net import IntegerNet
 
 __all__ = ["Settings", "bits_of", "run_bench"]
 
-_OUR_MOST_THREADS = 1  # a run of labkit uses the thread that calls it
 
 Tell = Callable[[str, int, int], None]
 
@@ -71,11 +70,6 @@ class Settings:
             bits_of(text)
         if not self.nets or not self.bits or min(self.threads, self.rounds, *(self.batches or (1,))) < 1:
             raise InputError("Name a net and bits at least; threads, rounds and batches are 1 or more.")
-        if self.threads > _OUR_MOST_THREADS:
-            raise InputError(
-                f"labkit runs a net on {_OUR_MOST_THREADS} thread, so {self.threads} would be given to the peers alone. "
-                f"Leave --threads at {_OUR_MOST_THREADS}."
-            )
 
 
 def bits_of(text: str) -> tuple[int, int]:
@@ -212,7 +206,7 @@ class _NetBench:
         )
 
     def _time(self, net: IntegerNet, peer: Peer, batch: NDArray[np.float32]) -> Any:
-        calls: list[Callable[[], object]] = [lambda: net.run(batch), lambda: peer.run(batch)]
+        calls: list[Callable[[], object]] = [lambda: net.run(batch, threads=self.settings.threads), lambda: peer.run(batch)]
         clock = clock_for(calls, self.settings.threads)
         return time_pair(calls[0], calls[1], clock, self.settings.rounds, self.settings.seconds)
 

@@ -15,6 +15,7 @@ def run(
     input_file: Annotated[Path, typer.Option("--input", help="Images, .npy, in the net's own layout.")],
     output_file: Annotated[Path, typer.Option("--output", help="Where the result goes, .npy.")],
     kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the numba kernels.")] = 1,
     trace: Annotated[Path | None, typer.Option(help="Folder for every node's tensor, one .npy each.")] = None,
 ) -> None:
     """Run NET on an array and write its output."""
@@ -41,7 +42,7 @@ def run(
     with folder_of(output_file), nullcontext() if trace is None else folder_for(trace):
         integer_net = load(net)
         x = read_array(input_file)
-        results = integer_net.run(x, kernels=kernels)
+        results = integer_net.run(x, kernels=kernels, threads=threads)
         if isinstance(results, dict):
             for name, array in results.items():
                 write_atomically(output_file.with_stem(f"{output_file.stem}-{name}"), as_bytes(array))
