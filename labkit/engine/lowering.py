@@ -42,6 +42,7 @@ _LARGEST_ACTIVATION = np.array([255])  # in magnitude, zero point subtracted
 # for each of the network's) takes longer than the products that F2 (3.6 bytes) does more; measured
 _LARGE_WEIGHTS = 1 << 20
 _FEW_TILES = 24
+_MANY_TILES = 64  # 512-bit products of nibbles take so little time that F4 only pays off on large images; measured
 
 
 @lower_op.register
@@ -231,10 +232,7 @@ def _multiply(
     """The tile over ``weights`` [O, runs, run length], finished in registers where the rule and the bounds allow it."""
     op = node.op
     assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
-    if plan.buffers[x.buffer].dtype is np.int16:
-        dot = Dot.PAIRS
-    else:
-        dot = dot_of([way for way in (*plan.dots, Dot.QUADS) if way is not Dot.PAIRS], op, _grid(plan, node))
+    dot = _dot(plan, node, x)
     bias = _bias(op, x, weights)
     if dot.sums_int16:
         weights, runs = _in_short_runs(weights, runs)
@@ -247,6 +245,15 @@ def _multiply(
     rest = (NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
     add_product(plan, node, (x.buffer, sums), dot, weights, None, rest)
     _requantize_sums(plan, node, sums, op.requantizer, bias)
+
+
+def _dot(plan: Plan, node: IntNode, x: Place) -> Dot:
+    """How the tile multiplies the inputs of ``node`` as they lie at ``x``."""
+    op = node.op
+    assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
+    if plan.buffers[x.buffer].dtype is np.int16:
+        return Dot.PAIRS
+    return dot_of([way for way in (*plan.dots, Dot.QUADS) if way is not Dot.PAIRS], op, _grid(plan, node))
 
 
 def _in_short_runs(
@@ -272,25 +279,33 @@ def _transform_for(
     if weights.shape[2:] != (3, 3) or op.stride != (1, 1) or op.dilation != (1, 1) or lanes % CHANNELS:
         return None
     low, high = _stored_grid(plan, node, x)
-    for transform in _preferred(plan, node, weights, y):
+    for transform in _preferred(plan, node, x, y, weights):
         fits = min(y.image[1:]) >= transform.size
         if fits and winograd.is_exact(transform, weights, low, high):
             return transform
     return None
 
 
-def _preferred(plan: Plan, node: IntNode, weights: NDArray[np.int16], y: Place) -> tuple[winograd.Transform, ...]:
+def _preferred(
+    plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.int16]
+) -> tuple[winograd.Transform, ...]:
     """The transforms in the order in which they are tried; after them the convolution is direct."""
     if plan.route is not Route.FASTEST:
         return {Route.DIRECT: (), Route.F2: (winograd.F2,), Route.F4: (winograd.F4,)}[plan.route]
-    if plan.dots[0] is Dot.QUADS_VNNI and node.inputs[0] in plan.in_bytes:
+    dot, is_wide = _dot(plan, node, x), plan.registers is Registers.BITS_512
+    if dot is Dot.QUADS_VNNI:
         return ()  # four products of bytes a lane and instruction: more than the transform saves
     _, height, width = y.image
     size = winograd.F4.size
     tiles = -(-height // size) * -(-width // size)
     bytes_of_planes = winograd.F4.points**2 * weights.shape[0] * weights.shape[1] * 2
     is_read_in_vain = bytes_of_planes > _LARGE_WEIGHTS and tiles < _FEW_TILES
-    return (winograd.F2,) if is_read_in_vain else (winograd.F4, winograd.F2)
+    if dot is Dot.NIBBLES_AVX2:  # twice as many products as of int16
+        is_slower = is_read_in_vain or (is_wide and (tiles < _MANY_TILES or bytes_of_planes > _LARGE_WEIGHTS))
+        return () if is_slower else (winograd.F4,)
+    if is_read_in_vain:
+        return () if is_wide else (winograd.F2,)
+    return winograd.F4, winograd.F2
 
 
 def _winograd(

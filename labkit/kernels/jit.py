@@ -26,6 +26,7 @@ import llvmlite.binding
 import numba
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
+from numba.core.runtime import rtsys
 from numba.core.serialize import dumps
 
 from labkit.errors import InputError
@@ -114,7 +115,8 @@ class _DiskCache(NullCache):  # type: ignore[misc]
     def load_overload(self, sig: Any, target_context: Any) -> CompileResult | None:
         """What an earlier process compiled for the argument types ``sig``, or None."""
         try:
-            target_context.refresh()
+            # the rest of Numba's library is needed to compile, not to run what is compiled, and takes half a second
+            rtsys.initialize(target_context)
             content = self._file(sig, target_context.codegen()).read_bytes()
             checksum, payload = content[:32], content[32:]
             if hashlib.sha256(payload).digest() != checksum:  # damaged: it is compiled and written again
