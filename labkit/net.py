@@ -16,7 +16,7 @@ from labkit.graph.ir import IntGraph
 from labkit.kernels.kernel_set import REFERENCE, KernelSet
 
 if TYPE_CHECKING:
-    from labkit.engine.prepare import Prepared
+    from labkit.engine.prepare import Prepared, Purpose
 
 __all__ = ["IntegerNet", "load"]
 
@@ -31,14 +31,16 @@ class IntegerNet:
 
     def __init__(self, graph: IntGraph) -> None:
         self.graph = graph
-        self._prepared: Prepared | None = None
+        self._prepared: dict[Purpose, Prepared] = {}
 
     def __str__(self) -> str:
         return str(self.graph)
 
     __repr__ = __str__
 
-    def run(self, x: Any, kernels: str | KernelSet = "numba", threads: int = 1) -> Any:
+    def run(
+        self, x: Any, kernels: str | KernelSet = "numba", threads: int = 1, purpose: str | Purpose = "speed"
+    ) -> Any:
         """The network's output.
 
         Parameters
@@ -50,6 +52,8 @@ class IntegerNet:
             The fast tier, the readable one, or your own functions node by node. All give the same integers.
         threads : 1 or more
             How many threads the fast tier uses; the integers are the same.
+        purpose : "speed" or "memory"
+            What the fast tier is made for, see `prepared`; the integers are the same.
 
         Returns
         -------
@@ -58,11 +62,11 @@ class IntegerNet:
         Raises
         ------
         InputError
-            Wrong shape or type, unknown input or kernels, no threads.
+            Wrong shape or type, unknown input, kernels or purpose, no threads.
         QuantizationError
             ``x`` holds a NaN.
         """
-        results = self._results(self._inputs(x), kernels, only_outputs=True, threads=threads)
+        results = self._results(self._inputs(x), kernels, only_outputs=True, threads=threads, purpose=purpose)
         outputs = {name: results[name] for name in self.graph.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
@@ -78,6 +82,29 @@ class IntegerNet:
             As `run`.
         """
         return self._results(self._inputs(x), kernels, only_outputs=False)
+
+    def prepared(self, purpose: str | Purpose = "speed") -> Prepared:
+        """The packed weights, buffers and kernel calls with which the fast tier runs the net, made on first use.
+
+        ``purpose`` is "speed" for whatever is fastest, or "memory" for few bytes: see `labkit.engine.plan.Purpose`.
+
+        Raises
+        ------
+        InputError
+            An unknown purpose.
+        UnsupportedOperation
+            The fast tier does not serve some operation of the net.
+        """
+        from labkit.engine.prepare import Purpose, prepare
+
+        try:
+            wanted = Purpose(purpose)
+        except ValueError:
+            known = " or ".join(f'"{one.value}"' for one in Purpose)
+            raise InputError(f"purpose must be {known}, got {purpose!r}.") from None
+        if wanted not in self._prepared:
+            self._prepared[wanted] = prepare(self.graph, purpose=wanted)
+        return self._prepared[wanted]
 
     def with_notes(self, **notes: Any) -> IntegerNet:
         """The same net with more ``notes`` (plain JSON values) saved beside the graph."""
@@ -128,17 +155,20 @@ class IntegerNet:
         return checked
 
     def _results(
-        self, inputs: dict[str, NDArray[np.float32]], kernels: str | KernelSet, only_outputs: bool, threads: int = 1
+        self,
+        inputs: dict[str, NDArray[np.float32]],
+        kernels: str | KernelSet,
+        only_outputs: bool,
+        threads: int = 1,
+        purpose: str | Purpose = "speed",
     ) -> dict[str, NDArray[np.generic]]:
         if threads < 1:
             raise InputError(f"threads: got {threads}, which must be 1 or more.")
         if kernels == "numba":
-            from labkit.engine.prepare import prepare
             from labkit.engine.run import run, trace
 
-            if self._prepared is None:
-                self._prepared = prepare(self.graph)
-            return run(self._prepared, inputs, threads) if only_outputs else trace(self._prepared, inputs)
+            prepared = self.prepared(purpose)
+            return run(prepared, inputs, threads) if only_outputs else trace(prepared, inputs)
         if kernels == "reference":
             kernels = REFERENCE
         if not isinstance(kernels, KernelSet):

@@ -16,6 +16,7 @@ def run(
     output_file: Annotated[Path, typer.Option("--output", help="Where the result goes, .npy.")],
     kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the numba kernels.")] = 1,
+    purpose: Annotated[str, typer.Option(help="Of the numba kernels: speed, or memory for few bytes.")] = "speed",
     trace: Annotated[Path | None, typer.Option(help="Folder for every node's tensor, one .npy each.")] = None,
 ) -> None:
     """Run NET on an array and write its output."""
@@ -42,7 +43,7 @@ def run(
     with folder_of(output_file), nullcontext() if trace is None else folder_for(trace):
         integer_net = load(net)
         x = read_array(input_file)
-        results = integer_net.run(x, kernels=kernels, threads=threads)
+        results = integer_net.run(x, kernels=kernels, threads=threads, purpose=purpose)
         if isinstance(results, dict):
             for name, array in results.items():
                 write_atomically(output_file.with_stem(f"{output_file.stem}-{name}"), as_bytes(array))
@@ -51,4 +52,14 @@ def run(
         if trace is not None:
             for name, array in integer_net.trace(x, kernels=kernels).items():
                 write_atomically(trace / f"{name}.npy", as_bytes(array))
-    Console().print(f"{len(x):,} images through {net}: {output_file}", highlight=False, soft_wrap=True, markup=False)
+    console = Console()
+    console.print(f"{len(x):,} images through {net}: {output_file}", highlight=False, soft_wrap=True, markup=False)
+    if kernels == "numba":
+        from labkit.engine.arena import arena_for
+
+        prepared = integer_net.prepared(purpose)
+        arena = arena_for(prepared, min(len(x), prepared.chunk), threads=threads)
+        sizes = (
+            f"{prepared.resident_bytes:,} bytes of packed weights and tables, {arena.bytes:,} bytes of working memory"
+        )
+        console.print(sizes, highlight=False, soft_wrap=True, markup=False)

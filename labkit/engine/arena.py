@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -15,14 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.engine.memory import slot_bytes
-from labkit.engine.plan import TABLES, Buffer, Prepared
+from labkit.engine.plan import TABLES, Buffer, Entry, Exit, Prepared
 from labkit.graph.costs import costs
 from labkit.kernels.fast.conv import BLOCK
+from labkit.kernels.fast.elementwise import dequantize
 from labkit.kernels.fast.packing import aligned_zeros
 from labkit.kernels.jit import entry_point
 from labkit.kernels.program import Call, make_program
 
-__all__ = ["Arena", "arena_for"]
+__all__ = ["Arena", "Port", "arena_for"]
 
 _of_this_thread = threading.local()
 
@@ -32,17 +34,31 @@ _MACS_IN_MICROSECOND, _BYTES_IN_MICROSECOND = 2.5e5, 2e4  # about, of one thread
 _PARTS_OF_A_THREAD = 4  # at most, so that who is held up leaves little undone
 
 
+@dataclass(frozen=True)
+class Port:
+    """Where an array of the caller enters or leaves a program: ``word`` of its blocks takes the address of an image.
+
+    name : of the node
+    image_bytes : from one image to the next
+    """
+
+    name: str
+    word: int
+    image_bytes: int
+
+
 class Arena:
     """Buffers for ``capacity`` images and the calls that use them.
 
     buffers : one array [capacity, height, width, channels] for each of ``prepared.buffers``, scratch as it is
     bytes : of all memory
     program : the kernel calls in running order, with scratch of its own for each of ``threads``
+    ports_in, ports_out : of the network's inputs, and of its real outputs unless it ``keeps_all``
     """
 
     def __init__(self, prepared: Prepared, capacity: int, keeps_all: bool, threads: int) -> None:
         slots = range(len(prepared.buffers)) if keeps_all else prepared.slots
-        self.capacity = capacity
+        self.capacity, self._threads = capacity, threads
         sizes = slot_bytes(prepared.buffers, slots, capacity)
         is_scratch = {slot for slot, buffer in zip(slots, prepared.buffers, strict=True) if not buffer.is_per_image}
         memory = [aligned_zeros((size,), np.uint8) for size in sizes]
@@ -52,32 +68,59 @@ class Arena:
                 aligned_zeros((size,), np.uint8) if at in is_scratch else memory[at] for at, size in enumerate(sizes)
             ]
             by_thread.append(own)
-        buffers = [
+        self._by_thread = [
             [_lay(b, own[slot], capacity) for b, slot in zip(prepared.buffers, slots, strict=True)] for own in by_thread
         ]
-        self.buffers: list[NDArray[Any]] = buffers[0]
+        self.buffers: list[NDArray[Any]] = self._by_thread[0]
         self.bytes = sum(sizes) + (threads - 1) * sum(sizes[slot] for slot in is_scratch)
-        tables = [aligned_zeros((2, BLOCK), np.int64) for _ in range(threads)]
+        entries = [self._entry(entry) for entry in prepared.entries]
+        self._steps = self._step_calls(prepared)
+        ways = [] if keeps_all else [prepared.exits[name] for name in dict.fromkeys(prepared.graph.outputs)]
+        exits = [self._exit(way, way.scale) for way in ways if way.scale is not None]
+        self.program = make_program([*entries, *self._steps, *exits])
+        first_exit = len(entries) + len(self._steps)
+        self.ports_in = tuple(self._port(call, at, 0) for at, call in enumerate(entries))
+        self.ports_out = tuple(self._port(call, first_exit + at, 1) for at, call in enumerate(exits))
+
+    def _step_calls(self, prepared: Prepared) -> list[Call]:
+        tables = [aligned_zeros((2, BLOCK), np.int64) for _ in range(self._threads)]
         macs = costs(prepared.graph).macs
-        self._calls: list[Call] = []
+        calls = []
         for step in prepared.steps:
-            kernel = step.kernel_for_one if capacity == 1 and step.kernel_for_one else step.kernel
+            kernel = step.kernel_for_one if self.capacity == 1 and step.kernel_for_one else step.kernel
             touched = sum(prepared.buffers[number].bytes for number in step.buffers if number != TABLES)
-            microseconds = capacity * (macs.get(step.node, 0) / _MACS_IN_MICROSECOND + touched / _BYTES_IN_MICROSECOND)
-            most = _PARTS_OF_A_THREAD * threads if threads > 1 else 1
             arguments = tuple(
-                (*(tables[t] if number == TABLES else buffers[t][number] for number in step.buffers), *step.constants)
-                for t in range(threads)
+                (*(tables[t] if number == TABLES else own[number] for number in step.buffers), *step.constants)
+                for t, own in enumerate(self._by_thread)
             )
-            self._calls.append(Call(step.node, kernel, arguments, max(1, min(most, int(microseconds / _UNIT)))))
-        self.program = make_program(self._calls)
+            calls.append(Call(step.node, kernel, arguments, self._parts(macs.get(step.node, 0), touched)))
+        return calls
+
+    def _parts(self, macs: int, touched: int) -> int:
+        """Into how many parts to divide a call that multiplies and touches so much for each image."""
+        microseconds = self.capacity * (macs / _MACS_IN_MICROSECOND + touched / _BYTES_IN_MICROSECOND)
+        most = _PARTS_OF_A_THREAD * self._threads if self._threads > 1 else 1
+        return max(1, min(most, int(microseconds / _UNIT)))
+
+    def _entry(self, entry: Entry) -> Call:
+        image, buffer = np.empty((1, *entry.place.image), np.float32), self.buffers[entry.place.buffer]
+        arguments = (image, buffer, entry.numbers, entry.place.corner)
+        return Call(entry.node.name, entry.kernel, (arguments,) * self._threads, self._parts(0, image.nbytes))
+
+    def _exit(self, way: Exit, scale: np.float32) -> Call:
+        image, buffer = np.empty((1, *way.place.image), np.float32), self.buffers[way.place.buffer]
+        arguments = (buffer, image, np.array([scale]), way.place.zero, way.place.corner)
+        return Call(way.node.name, dequantize, (arguments,) * self._threads, self._parts(0, image.nbytes))
+
+    def _port(self, call: Call, at: int, argument: int) -> Port:
+        return Port(call.name, self.program.data_word(at, argument), call.arguments[0][argument].nbytes)
 
     @property
     def calls(self) -> list[tuple[str, Callable[..., int], tuple[int, int], tuple[Any, ...]]]:
         """For whoever calls kernels one by one: (node, kernel, (part 0, of 1), arguments after the number of images)."""
         return [
             (c.name, entry_point(c.kernel, (0, 1, self.capacity, *c.arguments[0])), (0, 1), c.arguments[0])
-            for c in self._calls
+            for c in self._steps
         ]
 
 

@@ -111,18 +111,15 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A Quantize node: where its integers go, and how. ``low`` and ``high`` end the grid, zero point subtracted.
+    """A Quantize node: ``kernel(part, parts, images, real, buffer, numbers, corner)`` brings its integers to ``place``.
 
-    kernel : `elementwise.quantize` or what does the same
+    kernel, numbers : `elementwise.quantize` or what does the same, and its float32 constants
     """
 
     node: IntNode
     place: Place
-    is_binary: bool
-    scale: np.float32
-    low: np.float32
-    high: np.float32
     kernel: Callable[..., int]
+    numbers: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from labkit.engine.memory import share_memory
 from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Purpose, Route
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
-from labkit.kernels.fast.elementwise import quantize
+from labkit.kernels.fast.elementwise import quantize, quantize_signs
 from labkit.kernels.fast.entry import PIXELS, quantize_kernel
 from labkit.kernels.fast.tile import Dot, Registers, fastest_dots, widest_registers
 
@@ -87,12 +87,16 @@ def _step_bytes(plan: Plan) -> int:
 
 def _entry(plan: Plan, node: IntNode) -> Entry:
     spec, params = node.output.quantized
-    low, high = (np.float32(end - int(params.zero_point)) for end in (spec.qmin, spec.qmax))
     place = plan.places[node.name]
     channels, _, width = place.image
-    is_dense = plan.buffers[place.buffer].shape[2] == channels and width >= PIXELS
-    kernel = quantize_kernel(channels) if is_dense and not spec.is_binary else quantize
-    return Entry(node, place, spec.is_binary, np.float32(params.scale), low, high, kernel)
+    if spec.is_binary:
+        kernel = quantize_signs
+    elif plan.buffers[place.buffer].shape[2] == channels and width >= PIXELS:
+        kernel = quantize_kernel(channels)
+    else:
+        kernel = quantize
+    low, high = (end - int(params.zero_point) for end in (spec.qmin, spec.qmax))
+    return Entry(node, place, kernel, np.array([params.scale, low, high, place.zero], np.float32))
 
 
 def _exit(plan: Plan, node: IntNode) -> Exit:

@@ -64,7 +64,7 @@ def add_product(
         for_one = linear_one_kernel(registers, dot, one_rule) if one_rule else None
         plan.steps.append(Step(node.name, kernel, buffers, (panels, *rest), for_one))
         return
-    constants = (pack_nibbles(panels), *rest)
+    constants = (pack_nibbles(panels.astype(np.int8, copy=False)), *rest)
     if one_rule:
         kernel, for_one = (linear_nibbles_kernel(registers, dot, is_for_one, one_rule) for is_for_one in (False, True))
         plan.steps.append(Step(node.name, kernel, buffers, constants, for_one))

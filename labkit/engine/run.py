@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic import affine
 from labkit.engine.arena import Arena, arena_for
-from labkit.engine.plan import Entry, Exit, Prepared
+from labkit.engine.plan import Exit, Prepared
 from labkit.engine.team import team_of
 from labkit.errors import BoundError
-from labkit.kernels.fast.elementwise import dequantize, quantize_signs
 from labkit.kernels.program import walk
 
 __all__ = ["run", "trace"]
@@ -62,45 +61,44 @@ def _run(
     results = {way.node.name: np.empty((images, *way.node.output.shape), way.dtype) for way in exits}
     for first in range(0, images, prepared.chunk):
         count = min(prepared.chunk, images - first)
-        chunk = slice(first, first + count)
         arena = arena_for(prepared, count, keeps_all, threads)
-        for entry in prepared.entries:
-            _enter(arena, entry, inputs[entry.node.name], chunk)
+        blocks = arena.program.blocks
+        for port in arena.ports_in:
+            blocks[:, port.word] = _address(inputs[port.name]) + first * port.image_bytes
+        for port in arena.ports_out:
+            blocks[:, port.word] = _address(results[port.name]) + first * port.image_bytes
         broken = walk(arena.program, count) if threads == 1 else team_of(threads).run(arena.program, count)
         if broken >= 0:
-            raise BoundError(
-                f"{arena.program.names[broken]}: its rounding rule shifts the accumulator left before multiplying, and "
-                f"for these images the result does not fit int32. Use the rule SINGLE for multipliers above 1."
-            )
-        for way in exits:
-            _leave(arena, way, results[way.node.name][chunk])
+            _refuse(prepared, inputs, arena.program.names[broken])
+        if keeps_all or len(arena.ports_out) < len(exits):
+            for way in exits:
+                if keeps_all or way.scale is None:
+                    _leave(arena, way, results[way.node.name][first : first + count])
     return results
 
 
-def _enter(arena: Arena, entry: Entry, real: Array, chunk: slice) -> None:
-    """Quantize the images of ``chunk`` into their buffer."""
-    images, buffer = real[chunk], arena.buffers[entry.place.buffer]
-    if not images.flags.writeable:
-        images = images.copy()  # Numba would compile the kernel once more for memory that cannot be written
-    images = images.reshape(-1, *entry.place.image)
-    if entry.is_binary:
-        not_numbers = quantize_signs(images, buffer, entry.place.corner)
-    else:
-        not_numbers = entry.kernel(
-            images, buffer, entry.scale, entry.low, entry.high, np.float32(entry.place.zero), entry.place.corner
-        )
-    if not_numbers:
-        spec, params = entry.node.output.quantized
-        affine.quantize(real, params, spec)  # raises, and says how many there are and where
+def _address(array: Array) -> int:
+    return array.__array_interface__["data"][0]  # type: ignore[no-any-return]
+
+
+def _refuse(prepared: Prepared, inputs: Mapping[str, Array], name: str) -> NoReturn:
+    """Raise what is wrong with ``inputs`` where the call of the node ``name`` broke a bound."""
+    if name in inputs:
+        spec, params = prepared.graph[name].output.quantized
+        affine.quantize(inputs[name], params, spec)  # raises, and says how many NaN there are and where
+    raise BoundError(
+        f"{name}: its rounding rule shifts the accumulator left before multiplying, and for these images the result does "
+        f"not fit int32. Use the rule SINGLE for multipliers above 1."
+    )
 
 
 def _leave(arena: Arena, way: Exit, result: Array) -> None:
     """Fill ``result`` [images, ...] from the buffer of its node."""
     buffer, (channels, height, width), (top, left) = arena.buffers[way.place.buffer], way.place.image, way.place.corner
-    if way.scale is not None:
-        dequantize(buffer, result.reshape(-1, channels, height, width), way.scale, way.place.zero, way.place.corner)
-        return
     stored = buffer[: result.shape[0], top : top + height, left : left + width, :channels].transpose(0, 3, 1, 2)
     image = result.reshape(-1, channels, height, width)
+    if way.scale is not None:
+        image[...] = (stored.astype(np.int32) - way.place.zero).astype(np.float32) * way.scale
+        return
     image[...] = stored  # modulo 256, and so is the sum, which fits: no wider copy is made
     image += way.zero_point.astype(image.dtype)

@@ -170,13 +170,17 @@ def _linear_one(registers: Registers, dot: Dot, finish: Finish, name: str) -> Ca
             tables[1, 0] = start + p * width
             panel = panels.ctypes.data + p * panels.strides[0]
             constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            wide_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, panel, constants, clamp[0], clamp[1])
+            wide_tile(
+                y, panels, sources, targets, run, runs.shape[0], steps, panel, panel, constants, clamp[0], clamp[1]
+            )
         whole = panels.shape[0] - panels.shape[0] % PANELS
         for p in range(max(first * PANELS, whole), min(end * PANELS, panels.shape[0])):
             tables[1, 0] = start + p * width
             panel = panels.ctypes.data + p * panels.strides[0]
             constants = epilogue.ctypes.data + p * epilogue.strides[0]
-            single_tile(y, panels, sources, targets, run, runs.shape[0], steps, panel, panel, constants, clamp[0], clamp[1])
+            single_tile(
+                y, panels, sources, targets, run, runs.shape[0], steps, panel, panel, constants, clamp[0], clamp[1]
+            )
         return 0
 
     linear_one.__name__ = linear_one.__qualname__ = name

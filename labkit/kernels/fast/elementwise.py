@@ -37,56 +37,65 @@ class Corner(NamedTuple):
 
 
 @jit
-def quantize(
-    real: Array, y: Array, scale: np.float32, low: np.float32, high: np.float32, zero: np.float32, corner: Corner
-) -> int:
+def quantize(part: int, parts: int, images: int, real: Array, y: Array, numbers: Array, corner: Corner) -> int:
     """float32 ``real`` [N, C, H, W] to int16 or uint8 ``y`` [N', H', W', C']. Returns how many are NaN.
 
-    One float32 division, rounded half to even; ``low`` and ``high`` are the ends of the grid less the zero point, so
-    that clipping the quotient is the same as clipping the integer. ``zero`` is what stands for real 0 in ``y``.
+    part, parts : the share of this call, of all rows of all images
+    numbers : float32 [4]: the scale, the ends of the grid less the zero point, and what stands for real 0 in ``y``
+
+    One float32 division, rounded half to even; clipping the quotient is the same as clipping the integer.
     """
     not_numbers = 0
-    images, channels, height, width = real.shape
-    for n in range(images):
+    _, channels, height, width = real.shape
+    scale, low, high, zero = numbers[0], numbers[1], numbers[2], numbers[3]
+    first, end = share(images * height, part, parts)
+    for line in range(first, end):
+        n, i = line // height, line % height
+        target = y[n, corner.top + i]
         for c in range(channels):
-            for i in range(height):
-                row = real[n, c, i]
-                target = y[n, corner.top + i]
-                for j in range(width):
-                    quotient = np.rint(row[j] / scale)
-                    not_numbers += quotient != quotient
-                    target[corner.left + j, c] = np.int16(min(max(quotient, low), high) + zero)
+            row = real[n, c, i]
+            for j in range(width):
+                quotient = np.rint(row[j] / scale)
+                not_numbers += quotient != quotient
+                target[corner.left + j, c] = np.int16(min(max(quotient, low), high) + zero)
     return not_numbers
 
 
 @jit
-def quantize_signs(real: Array, y: Array, corner: Corner) -> int:
+def quantize_signs(part: int, parts: int, images: int, real: Array, y: Array, numbers: Array, corner: Corner) -> int:
     """As `quantize` for the binary grid: +1 where ``real`` is not negative, else -1; ``y`` is int16."""
     not_numbers = 0
-    images, channels, height, width = real.shape
-    for n in range(images):
+    _, channels, height, width = real.shape
+    first, end = share(images * height, part, parts)
+    for line in range(first, end):
+        n, i = line // height, line % height
         for c in range(channels):
-            for i in range(height):
-                for j in range(width):
-                    value = real[n, c, i, j]
-                    not_numbers += value != value
-                    y[n, corner.top + i, corner.left + j, c] = 1 if value >= 0 else -1
+            for j in range(width):
+                value = real[n, c, i, j]
+                not_numbers += value != value
+                y[n, corner.top + i, corner.left + j, c] = 1 if value >= 0 else -1
     return not_numbers
 
 
 @jit
-def dequantize(x: Array, real: Array, scale: np.float32, zero: int, corner: Corner) -> int:
+def dequantize(
+    part: int, parts: int, images: int, x: Array, real: Array, scale: Array, zero: int, corner: Corner
+) -> int:
     """int16 or uint8 ``x`` [N', H', W', C'] to float32 ``real`` [N, C, H, W]: one product in float32.
 
-    ``zero`` is what stands for real 0 in ``x``.
+    part, parts : the share of this call, of all rows of all images
+    scale : float32 [1]
+    zero : what stands for real 0 in ``x``
     """
-    images, channels, height, width = real.shape
-    for n in range(images):
-        for i in range(height):
-            for j in range(width):
-                pixel = x[n, corner.top + i, corner.left + j]
-                for c in range(channels):
-                    real[n, c, i, j] = np.float32(np.int32(pixel[c]) - np.int32(zero)) * scale
+    _, channels, height, width = real.shape
+    factor, offset = scale[0], np.int32(zero)
+    first, end = share(images * height, part, parts)
+    for line in range(first, end):
+        n, i = line // height, line % height
+        for j in range(width):
+            pixel = x[n, corner.top + i, corner.left + j]
+            for c in range(channels):
+                real[n, c, i, j] = np.float32(np.int32(pixel[c]) - offset) * factor
     return 0
 
 

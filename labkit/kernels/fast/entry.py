@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.elementwise import Corner
+from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = ["PIXELS", "quantize_kernel"]
@@ -64,22 +64,25 @@ def _quantize_pixels(channels: int) -> Any:
 
 @cache
 def quantize_kernel(channels: int) -> Callable[..., int]:
-    """`elementwise.quantize` for images of ``channels`` that are at least `PIXELS` wide, in a buffer of as many lanes."""
+    """`elementwise.quantize` for images of ``channels`` that are at least `PIXELS` wide, in a buffer of as many lanes.
+
+    It may count a NaN more than once.
+    """
     quantize_pixels = _quantize_pixels(channels)
 
-    def quantize(
-        real: Array, y: Array, scale: np.float32, low: np.float32, high: np.float32, zero: np.float32, corner: Corner
-    ) -> int:
+    def quantize(part: int, parts: int, images: int, real: Array, y: Array, numbers: Array, corner: Corner) -> int:
         not_numbers = 0
-        images, _, height, width = real.shape
-        for n in range(images):
-            for i in range(height):
-                source = real.ctypes.data + n * real.strides[0] + i * real.strides[2]
-                target = y.ctypes.data + n * y.strides[0] + (corner.top + i) * y.strides[1] + corner.left * y.strides[2]
-                for start in range(0, width, PIXELS):
-                    j = min(start, width - PIXELS)  # the last may reach back: the same numbers again
-                    into = target + j * y.strides[2]
-                    not_numbers += quantize_pixels(y, source + 4 * j, real.strides[1], into, scale, low, high, zero)
+        _, _, height, width = real.shape
+        scale, low, high, zero = numbers[0], numbers[1], numbers[2], numbers[3]
+        first, end = share(images * height, part, parts)
+        for line in range(first, end):
+            n, i = line // height, line % height
+            source = real.ctypes.data + n * real.strides[0] + i * real.strides[2]
+            target = y.ctypes.data + n * y.strides[0] + (corner.top + i) * y.strides[1] + corner.left * y.strides[2]
+            for start in range(0, width, PIXELS):
+                j = min(start, width - PIXELS)  # the last may reach back: the same numbers again
+                into = target + j * y.strides[2]
+                not_numbers += quantize_pixels(y, source + 4 * j, real.strides[1], into, scale, low, high, zero)
         return not_numbers
 
     quantize.__name__ = quantize.__qualname__ = f"quantize_{channels}"

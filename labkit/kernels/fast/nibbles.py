@@ -19,6 +19,7 @@ from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast.conv import Windows, conv2d_kernel
 from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.packing import aligned_zeros
+from labkit.kernels.fast.shares import share
 from labkit.kernels.fast.tile import Dot, Registers
 from labkit.kernels.jit import jit
 
@@ -27,7 +28,7 @@ __all__ = ["LIFT", "conv2d_nibbles_kernel", "fits_nibbles", "pack_nibbles", "pan
 Array = NDArray[Any]
 
 LIFT = 8  # what is added to the weight in the lower half of a byte
-_SCRATCH_BYTES = 1 << 16  # unpacked weights that are taken together, if a tile does not want more
+_SCRATCH_BYTES = 1 << 17  # unpacked weights that are taken together, if a tile does not want more
 
 
 def fits_nibbles(weights: NDArray[np.integer]) -> bool:
@@ -59,8 +60,12 @@ def unpack_panel(packed: Array, panel: int, unpacked: Array) -> None:
 
 
 def panels_at_once(registers: Registers, panels: int, panel_bytes: int) -> int:
-    """How many of ``panels``, of ``panel_bytes`` each when unpacked, `conv2d_nibbles_kernel` takes together."""
-    return min(panels, max(registers.wide[1], _SCRATCH_BYTES // panel_bytes))
+    """How many of ``panels``, of ``panel_bytes`` each when unpacked, `conv2d_nibbles_kernel` takes together.
+
+    They are as many tiles as fit the scratch, so that only the last tile of the layer may repeat a panel.
+    """
+    of_tile = registers.wide[1]
+    return min(panels, max(1, _SCRATCH_BYTES // panel_bytes // of_tile) * of_tile)
 
 
 @cache
@@ -89,12 +94,15 @@ def conv2d_nibbles_kernel(registers: Registers, dot: Dot, panels: int, rule: Rou
         panels, together = y.shape[3] // CHANNELS, unpacked.shape[0]
         rows = packed.reshape(packed.shape[0], -1)
         scratch = unpacked.reshape(together, -1)
-        for start in range(0, panels, together):
-            first = min(start, panels - together)  # the last ones may reach back: the same numbers again
+        chunks = (panels + together - 1) // together
+        splits = 1 if chunks >= parts else (parts + chunks - 1) // chunks  # of the positions
+        first_unit, end_unit = share(chunks * splits, part, parts)
+        for unit in range(first_unit, end_unit):
+            first = min(unit // splits * together, panels - together)  # may reach back: the same numbers again
             for p in range(together):
                 unpack_panel(rows, first + p, scratch[p])
-            into = y[:, :, :, first * CHANNELS :]
-            convolve(part, parts, images, x, into, tables, unpacked, epilogue[first:], runs, clamp, windows)
+            into, constants = y[:, :, :, first * CHANNELS :], epilogue[first:]
+            convolve(unit % splits, splits, images, x, into, tables, unpacked, constants, runs, clamp, windows)
         return 0
 
     ending = rule.value if rule else "sums"

@@ -249,7 +249,9 @@ def tile_of(registers: Registers, dot: Dot, positions: int, panels: int, finish:
             addresses = [panel]
             for _ in range(1, panels):
                 addresses.append(builder.add(addresses[-1], panel_bytes))
-            shape = _Shape(table(sources), addresses, registers.lanes, weight, dot, ahead if positions > 1 < panels else None)
+            shape = _Shape(
+                table(sources), addresses, registers.lanes, weight, dot, ahead if positions > 1 < panels else None
+            )
             start = shape.zeros(shape.sums)
             if finish is not unfinished:
                 rows = biases(builder, rest[0], panels, shape.sums)

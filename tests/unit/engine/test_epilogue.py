@@ -9,16 +9,18 @@ import pytest
 from labkit.arithmetic.affine import QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.engine.prepare import prepare
+from labkit.engine.prepare import Dot, prepare
 from labkit.engine.run import run
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
-from labkit.kernels.fast.conv import CONV2D, CONV2D_SUMS
+from labkit.kernels.fast.conv import conv2d_kernel, linear_one_kernel
 from labkit.kernels.fast.tile import widest_registers
 
 REGISTERS = widest_registers()
 S8 = QuantSpec(8, symmetric=False)
 PARAMS = QParams(np.float32(1), np.int32(0))
+# What multiplies, and with it how results are stored: as int16 less their zero point, or as bytes from 0 on
+DOTS = [Dot.PAIRS, Dot.QUADS]
 INTEGER_RULES = {
     RoundingRule.SINGLE: oracle.single,
     RoundingRule.GEMMLOWP: oracle.gemmlowp,
@@ -27,8 +29,8 @@ INTEGER_RULES = {
 }
 
 
-def finished(sums, requantizer, images=1):
-    """Run ``sums`` through a network that does nothing but finish them; also the kernels that it chose."""
+def finished(sums, requantizer, images=1, dot=Dot.PAIRS):
+    """Run ``sums`` through a network that does nothing but finish them; also the steps that it chose."""
     outputs = len(sums)
     weight = QTensor(np.zeros((outputs, 1), np.int8), PARAMS, QuantSpec(8))
     op = int_ops.Linear(weight, np.asarray(sums, np.int32), requantizer)
@@ -40,10 +42,16 @@ def finished(sums, requantizer, images=1):
         ),
         ("y",),
     )
-    prepared = prepare(graph)
+    prepared = prepare(graph, dots=(dot, Dot.PAIRS))
+    stored = prepared.buffers[prepared.exits["y"].place.buffer].dtype
+    assert stored is (np.int16 if dot is Dot.PAIRS else np.uint8)
     result = run(prepared, {"x": np.full((images, 1), 77, np.float32)})["y"]
     assert np.all(result == result[0])
-    return result[0].tolist(), [step.kernel for step in prepared.steps]
+    return result[0].tolist(), prepared.steps
+
+
+def product_kernel(sums, dot, rule):
+    return conv2d_kernel(REGISTERS, dot, -(-len(sums) // 16), rule)
 
 
 def sums_within(limit, rng):
@@ -56,41 +64,46 @@ def sums_within(limit, rng):
 
 @pytest.mark.parametrize("images", [1, 7])
 @pytest.mark.parametrize("exponent", range(-31, 1))
-def test_the_tile_finishes_any_sum(exponent, images):
+@pytest.mark.parametrize("dot", DOTS)
+def test_the_tile_finishes_any_sum(exponent, images, dot):
     """Fused: every mantissa with every shift that it meets, results up to 2**30 before the clamp."""
     rng = np.random.default_rng(exponent + 31)
     sums = sums_within(2**30 if exponent == 0 else 2**31, rng)
     mantissa = rng.choice([2**30, 2**31 - 1, 3 * 2**29, 0, int(rng.integers(2**30, 2**31))], len(sums))
     multiplier = FixedPointMultiplier(mantissa.astype(np.int32), np.full(len(sums), exponent, np.int32))
-    got, kernels = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-120, 127)), images)
-    assert kernels == [CONV2D[REGISTERS, RoundingRule.SINGLE]]
+    got, (step,) = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-120, 127)), images, dot)
+    assert step.kernel is product_kernel(sums, dot, RoundingRule.SINGLE)
+    assert step.kernel_for_one is linear_one_kernel(REGISTERS, dot, RoundingRule.SINGLE)
     expected = [oracle.single(value, int(m), exponent) + 5 for value, m in zip(sums, mantissa, strict=True)]
     assert got == [oracle.clamp(value, -120, 127) for value in expected]
 
 
 @pytest.mark.parametrize("exponent", [1, 2, 15, 30])
-def test_results_beyond_int32_take_the_long_way(exponent):
+@pytest.mark.parametrize("dot", DOTS)
+def test_results_beyond_int32_take_the_long_way(exponent, dot):
     sums = sums_within(2**31, np.random.default_rng(exponent))
     multiplier = FixedPointMultiplier(np.int32(2**31 - 1), np.int32(exponent))
-    got, kernels = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-128, 127)))
-    assert kernels[0] is CONV2D_SUMS[REGISTERS]
+    got, steps = finished(sums, Requantizer(RoundingRule.SINGLE, multiplier, 5, (-128, 127)), dot=dot)
+    assert steps[0].kernel is product_kernel(sums, dot, None)
     assert got == [oracle.clamp(oracle.single(value, 2**31 - 1, exponent) + 5, -128, 127) for value in sums]
 
 
 @pytest.mark.parametrize("rule", [rule for rule in INTEGER_RULES if rule is not RoundingRule.SINGLE])
 @pytest.mark.parametrize("exponent", [-31, -30, -9, -2, -1, 0, 1, 5])
-def test_integer_rules(rule, exponent):
+@pytest.mark.parametrize("dot", DOTS)
+def test_integer_rules(rule, exponent, dot):
     rng = np.random.default_rng(exponent + 31)
     sums = sums_within(2**31 >> max(exponent, 0), rng)
     for mantissa in (2**30, 2**31 - 1, 3 * 2**29, int(rng.integers(2**30, 2**31))):
         multiplier = FixedPointMultiplier(np.int32(mantissa), np.int32(exponent))
-        got, _ = finished(sums, Requantizer(rule, multiplier, -3, (-128, 127)))
+        got, _ = finished(sums, Requantizer(rule, multiplier, -3, (-128, 127)), dot=dot)
         assert got == [oracle.clamp(INTEGER_RULES[rule](v, mantissa, exponent) - 3, -128, 127) for v in sums]
 
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("real", [0.5, 0.25, 2.0**-9, 0.0123, 3.3e-7])
-def test_float_rules(inside, real):
+@pytest.mark.parametrize("dot", DOTS)
+def test_float_rules(inside, real, dot):
     sums = sums_within(2**31, np.random.default_rng(1))
     added = -3 if inside else 0
     for rule, dtype, exact in (
@@ -98,7 +111,7 @@ def test_float_rules(inside, real):
         (RoundingRule.FLOAT64_AWAY, np.float64, oracle.float64_away),
     ):
         multiplier = np.asarray(real, dtype)
-        got, _ = finished(sums, Requantizer(rule, multiplier, -3, (-128, 127), inside))
+        got, _ = finished(sums, Requantizer(rule, multiplier, -3, (-128, 127), inside), dot=dot)
         expected = [exact(value, float(multiplier), added) - 3 - added for value in sums]
         assert got == [oracle.clamp(value, -128, 127) for value in expected]
 

@@ -13,11 +13,12 @@ from labkit.engine.arena import arena_for
 from labkit.engine.memory import share_memory, slot_bytes
 from labkit.engine.node_by_node import run_nodes
 from labkit.engine.plan import Buffer, Step
-from labkit.engine.prepare import Route, prepare
+from labkit.engine.prepare import Dot, Route, prepare
 from labkit.engine.run import run, trace
 from labkit.kernels.kernel_set import REFERENCE
 
 SAME = ((1, 1), (1, 1))
+WORDS, BYTES = (Dot.PAIRS,), (Dot.QUADS, Dot.PAIRS)
 
 
 def steps(*buffers):
@@ -63,16 +64,29 @@ def test_borders_are_shared_among_their_like_and_scratch_among_scratch():
     assert slot_bytes([scratch, plain(1)], (0, 1), 7) == [512, 14]
 
 
-def residual_net(rule=RoundingRule.SINGLE, size=12):
-    """Blocks with a shortcut and sizes that change, as in a ResNet, and a tensor that is read much later."""
+def test_bytes_that_stand_for_zero_differ_and_so_do_their_borders():
+    """Two tensors on grids of their own: the border of each holds its zero point."""
+    bordered = [Buffer((4, 4, 16), np.uint8, border=(1, 1, 1, 1), zero=zero) for zero in (3, 3, 4, 0, 0)]
+    words = Buffer((4, 4, 16), np.int16, border=(1, 1, 1, 1))
+    slots = share_memory([*bordered, words], steps((0,), (1,), (2,), (3,), (4,), (5,)), [], [])
+    assert slots == (0, 0, 1, 2, 2, 3)
+
+
+def residual_net(rule=RoundingRule.SINGLE, size=12, repeat=1, spec=None):
+    """Blocks with a shortcut and sizes that change, as in a ResNet, and a tensor that is read much later.
+
+    ``repeat`` : how many blocks there are of each kind
+    ``spec`` : of all tensors after an activation; by default each has a zero point of its own
+    """
     b = Builder(4, rule=rule)
-    first = x = b.conv(b.quantize((3, size, size), affine(U8)), 16, (3, 3), padding=SAME, spec=affine(U8))
-    for channels, stride in ((16, 1), (16, 1), (20, 2), (20, 1)):
-        y = b.conv(x, channels, (3, 3), padding=SAME, stride=(stride, stride), spec=affine(U8))
+    spec = spec or affine(U8)
+    first = x = b.conv(b.quantize((3, size, size), affine(U8)), 16, (3, 3), padding=SAME, spec=spec)
+    for channels, stride in ((16, 1), *((16, 1),) * repeat, (20, 2), *((20, 1),) * repeat):
+        y = b.conv(x, channels, (3, 3), padding=SAME, stride=(stride, stride), spec=spec)
         y = b.conv(y, channels, (3, 3), padding=SAME, spec=affine(S8))
         if stride > 1:
             x = b.conv(x, channels, (1, 1), stride=(stride, stride), spec=affine(S8))
-        x = b.add(x, y, spec=affine(U8))
+        x = b.add(x, y, spec=spec)
     late = b.conv(first, 20, (3, 3), stride=(2, 2), padding=SAME, spec=affine(U8))
     x = b.concat(x, b.conv(x, 20, (3, 3), groups=20, padding=SAME), late, spec=affine(S8))
     b.average_pool(x, (size // 2, size // 2))
@@ -94,13 +108,29 @@ def test_shared_memory_changes_no_result(rule, route):
             np.testing.assert_array_equal(array, expected[graph.carriers()[name]])
 
 
-def test_memory_is_shared():
-    prepared = prepare(residual_net(size=32))
+def memory_of(prepared):
+    """Bytes with and without sharing. They are all that there is, but for what aligns each slot."""
     shared, all_kept = arena_for(prepared, 1), arena_for(prepared, 1, keeps_all=True)
-    assert shared.bytes < all_kept.bytes / 2
-    assert shared.bytes == sum({id(b.base): b.base.nbytes for b in shared.buffers}.values()) - 128 * (
-        1 + max(prepared.slots)
-    )
+    held = {id(buffer.base): buffer.base.nbytes for buffer in shared.buffers}
+    assert shared.bytes == sum(held.values()) - 128 * (1 + max(prepared.slots))
+    return shared.bytes, all_kept.bytes
+
+
+@pytest.mark.parametrize("dots", [WORDS, BYTES, None], ids=["words", "bytes", "default"])
+@pytest.mark.parametrize("route", [Route.FASTEST, Route.DIRECT])
+def test_memory_is_shared(dots, route):
+    """After a ReLU all tensors have the same zero point, so that they can take each other's place with their borders."""
+    graph = residual_net(size=32, repeat=4, spec=U8)
+    shared, all_kept = memory_of(prepare(graph, dots=dots, route=route))
+    assert shared < all_kept / 2
+
+
+def test_bytes_take_half_the_memory_of_words():
+    """No scratch but the few sums of the pooling at the end."""
+    graph = residual_net(size=32, repeat=2, spec=U8)
+    words, bytes_ = (memory_of(prepare(graph, dots=dots, route=Route.DIRECT)) for dots in (WORDS, BYTES))
+    assert bytes_[0] < 0.51 * words[0]
+    assert bytes_[1] < 0.51 * words[1]
 
 
 @pytest.mark.parametrize("count", [1, 33])
@@ -139,12 +169,18 @@ def test_arenas_go_with_their_network():
 
 def test_images_run_together_while_the_cache_holds_them():
     """LeNet's are small. A large image runs alone, unless large weights make it worth while to share them."""
-    assert prepare(lenet(0)).chunk == 32
-    chunks = []
-    for outputs in (8, 4096):
+    for dots in (WORDS, BYTES, None):
+        assert prepare(lenet(0), dots=dots).chunk == 32
+    graphs = []
+    for outputs in (8, 1024):
         b = Builder(0)
         x = b.conv(b.quantize((3, 200, 200), affine(U8)), 8, (3, 3), padding=SAME, spec=affine(U8))
         x = b.flatten(b.average_pool(x, (5, 5), spec=affine(U8)))
         b.linear(x, outputs)
-        chunks.append(prepare(b.graph()).chunk)
-    assert chunks[0] == 1 < chunks[1] < 32
+        graphs.append(b.graph())
+    (few_in_words, many_in_words), (few_in_bytes, many_in_bytes) = (
+        [prepare(graph, dots=dots, route=Route.DIRECT).chunk for graph in graphs] for dots in (WORDS, BYTES)
+    )
+    assert few_in_words == few_in_bytes == 1
+    assert 1 < many_in_words < many_in_bytes < 32
+    assert many_in_bytes // 2 == many_in_words  # twice as many images of half the size
