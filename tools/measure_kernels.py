@@ -24,13 +24,12 @@ from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.engine.arena import Arena
-from labkit.engine.plan import Prepared
 from labkit.engine.prepare import Route, prepare
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.kernels.fast.conv import BLOCK, fill_tables
 from labkit.kernels.fast.finish import CHANNELS, FINISHES
-from labkit.kernels.fast.tile import Registers, tile_of, widest_registers
+from labkit.kernels.fast.tile import Dot, Registers, fastest_dots, tile_of, widest_registers
 
 Array = NDArray[Any]
 Step = Callable[[], None]
@@ -53,8 +52,8 @@ def _seven_loops(x: Array, y: Array, w: Array, bias: Array, mantissa: Array, exp
 
 
 def _one_by_sixteen(registers: Registers) -> Callable[..., None]:
-    """`conv.CONV2D` with a tile of one position: each weight that is loaded is used once."""
-    one_by_sixteen = tile_of(registers, 1, 1, FINISHES[RoundingRule.SINGLE])
+    """`conv.conv2d_kernel` with a tile of one position: each weight that is loaded is used once."""
+    one_by_sixteen = tile_of(registers, Dot.PAIRS, 1, 1, FINISHES[RoundingRule.SINGLE])
 
     @numba.njit  # type: ignore[untyped-decorator]
     def conv2d(
@@ -63,17 +62,20 @@ def _one_by_sixteen(registers: Registers) -> Callable[..., None]:
         positions = windows.height * windows.width
         for first in range(0, positions, BLOCK):
             count = min(BLOCK, positions - first)
-            fill_tables(tables, x, y, windows, 1, first, count)
+            fill_tables(tables, x, y, windows, first, count, count)
             for p in range(panels.shape[0]):
+                panel = panels.ctypes.data + p * panels.strides[0]
                 for at in range(count):
                     one_by_sixteen(
+                        y,
+                        panels,
                         tables.ctypes.data + 8 * at,
                         tables.ctypes.data + tables.strides[0] + 8 * at,
                         runs.ctypes.data,
                         runs.shape[0],
                         panels.shape[2],
-                        panels,
-                        panels.ctypes.data + p * panels.strides[0],
+                        panel,
+                        panel,
                         epilogue.ctypes.data + p * epilogue.strides[0],
                         clamp[0],
                         clamp[1],
@@ -109,16 +111,17 @@ def _steps(channels: int, size: int, registers: Registers) -> list[tuple[str, St
     image = np.random.default_rng(1).integers(-128, 128, (size, size, channels))
     weights, multiplier = op.weight.values.astype(np.int16), op.requantizer.multiplier
 
-    def arena(prepared: Prepared) -> tuple[Arena, Callable[[], Array]]:
-        made = Arena(prepared, 1, keeps_all=True)
-        place = prepared.exits["x"].place
-        made.buffers[place.buffer][0, 1:-1, 1:-1, :channels] = image
-        result = made.buffers[prepared.exits["y"].place.buffer]
-        return made, lambda: result[0, :size, :size, :channels]
+    def arena(route: Route, dot: Dot) -> tuple[Arena, Callable[[], Array]]:
+        prepared = prepare(graph, route=route, registers=registers, dots=(dot, Dot.PAIRS))
+        made = Arena(prepared, 1, keeps_all=True, threads=1)
+        come, go = prepared.exits["x"].place, prepared.exits["y"].place
+        made.buffers[come.buffer][0, 1:-1, 1:-1, :channels] = image + come.zero
+        result = made.buffers[go.buffer]
+        return made, lambda: result[0, :size, :size, :channels].astype(np.int16) - go.zero
 
     result: list[tuple[str, Step, Callable[[], Array]]] = []
-    direct, of_direct = arena(prepare(graph, route=Route.DIRECT, registers=registers))
-    x, y, tables, *constants = direct.calls[0][2]
+    direct, of_direct = arena(Route.DIRECT, Dot.PAIRS)
+    _, _, _, (x, y, tables, *constants) = direct.calls[0]
     one_by_sixteen = _one_by_sixteen(registers)
     plain, single = np.zeros_like(y), np.zeros_like(y)
     result.append(
@@ -137,15 +140,20 @@ def _steps(channels: int, size: int, registers: Registers) -> list[tuple[str, St
     )
 
     def engine(made: Arena) -> Step:
-        _, kernel, arguments = made.calls[0]
-        return lambda: void(kernel(1, *arguments))
+        _, kernel, whole, arguments = made.calls[0]
+        return lambda: void(kernel(*whole, 1, *arguments))
 
     def void(_: int) -> None:
         return None
 
-    result.append(("tile of 6 (of 12) x 16", engine(direct), of_direct))
-    for name, route in (("Winograd F(2x2, 3x3)", Route.F2), ("Winograd F(4x4, 3x3)", Route.F4)):
-        made, of_made = arena(prepare(graph, route=route, registers=registers))
+    result.append(("tile of 6 x 16 (of 10 x 32)", engine(direct), of_direct))
+    on_bytes = Dot.QUADS_VNNI if Dot.QUADS_VNNI in fastest_dots(registers) else Dot.QUADS
+    for name, route, dot in (
+        ("Winograd F(2x2, 3x3)", Route.F2, Dot.PAIRS),
+        ("Winograd F(4x4, 3x3)", Route.F4, Dot.PAIRS),
+        (f"the tile on bytes, {'vpdpbusd' if on_bytes.is_native else 'portable'}", Route.DIRECT, on_bytes),
+    ):
+        made, of_made = arena(route, dot)
         result.append((name, engine(made), of_made))
     return result
 

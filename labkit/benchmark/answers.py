@@ -52,7 +52,7 @@ def expected(graph: IntGraph, images: NDArray[np.float32]) -> Results:
 
 
 def wrong_answer(
-    net: IntegerNet, exact: Results, images: NDArray[np.float32], batch: NDArray[np.float32]
+    net: IntegerNet, exact: Results, images: NDArray[np.float32], batch: NDArray[np.float32], threads: int = 1
 ) -> str | None:
     """What ``net`` gets wrong, in words, or None.
 
@@ -62,6 +62,7 @@ def wrong_answer(
     exact : `expected` of ``images``
     images : float32 [n, ...]; every tensor of them is compared
     batch : float32 [N, ...], the ``images`` over and over; of it the outputs are compared
+    threads : that run the batch
     """
     for name, got in net.trace(images).items():
         if name in exact and (wrong := _first_difference(name, exact[name], got)):
@@ -69,7 +70,7 @@ def wrong_answer(
     (output,) = net.graph.outputs
     times = -(-len(batch) // len(images))
     wanted = np.concatenate([exact[output]] * times)[: len(batch)]
-    return _first_difference(f"{output}, batch {len(batch)}", wanted, net.run(batch))
+    return _first_difference(f"{output}, batch {len(batch)}", wanted, net.run(batch, threads=threads))
 
 
 def judge_peer(graph: IntGraph, exact: Results, images: NDArray[np.float32], trace: Results) -> PeerAnswer:

@@ -16,8 +16,9 @@ from labkit.benchmark.answers import PeerAnswer, Results, expected, judge_peer, 
 from labkit.benchmark.layers import arena_bytes, layer_rates
 from labkit.benchmark.machine import load_average, machine, versions
 from labkit.benchmark.nets import BATCHES, Subject, subject
+from labkit.benchmark.own import compare_purposes, linear_pairs, pairs_without_vnni
 from labkit.benchmark.peers import LIBRARIES, Peer, PeerMissing
-from labkit.benchmark.results import BenchResult, Case, LayerRate, Pair
+from labkit.benchmark.results import BenchResult, Case, LayerRate, OwnPair, Pair, Purposes
 from labkit.benchmark.timing import clock_for, time_pair
 from labkit.data.dataset import DataSet
 from labkit.engine import run as engine
@@ -28,6 +29,8 @@ from labkit.net import IntegerNet
 
 __all__ = ["Settings", "bits_of", "run_bench"]
 
+
+_NIBBLE = 4  # bits of activations for which there is a way of its own to multiply
 
 Tell = Callable[[str, int, int], None]
 
@@ -105,12 +108,19 @@ def run_bench(settings: Settings, data: DataSet, command: str, tell: Tell) -> Be
     cases: list[Case] = []
     layers: list[LayerRate] = []
     missing: list[str] = []
+    purposes: list[Purposes] = []
+    own: list[OwnPair] = []
     with _torch_threads(settings.threads):
         for name in settings.nets:
             bench = _NetBench(subject(name, data), settings, tell)
             cases += bench.cases()
             missing += [reason for reason in bench.missing if reason not in missing]
             layers += bench.layers
+            purposes += bench.purposes
+            own += bench.own
+    tell("Compare int4 with int8", 0, 1)
+    own += linear_pairs(settings.rounds, settings.seconds)
+    tell("Compare int4 with int8", 1, 1)
     limits: dict[str, float] = {}
     if settings.roofline:
         from labkit.benchmark.limits import limits as measure
@@ -129,6 +139,8 @@ def run_bench(settings: Settings, data: DataSet, command: str, tell: Tell) -> Be
         tuple(missing),
         limits,
         tuple(layers),
+        tuple(purposes),
+        tuple(own),
     )
 
 
@@ -139,6 +151,8 @@ class _NetBench:
         self.subject, self.settings, self.tell = what, settings, tell
         self.missing: list[str] = []
         self.layers: list[LayerRate] = []
+        self.purposes: list[Purposes] = []
+        self.own: list[OwnPair] = []
         self.done = 0
 
     def cases(self) -> Iterator[Case]:
@@ -155,7 +169,10 @@ class _NetBench:
             exact = expected(net.graph, self.subject.images)
             answers = {peer.name: self._judge(peer, net, exact) for peer in rivals[bits]}
             for batch in batches:
-                yield self._case(net, bits, batch, exact, rivals[bits], answers, total)
+                case = self._case(net, bits, batch, exact, rivals[bits], answers, total)
+                yield case
+                if batch == batches[0] and case.refused is None:
+                    self._compare_with_itself(net, eight, bits, batch)
             if self.settings.roofline and bits == "w8a8":
                 self.layers += layer_rates(step, net.graph, self.subject.batch(1))
         self.tell(step, total, total)
@@ -173,7 +190,10 @@ class _NetBench:
         batch = self.subject.batch(size)
 
         def wrong() -> str | None:
-            found = wrong_answer(net, exact, self.subject.images, batch)
+            found = wrong_answer(net, exact, self.subject.images, batch, self.settings.threads)
+            small = net.run(batch, threads=self.settings.threads, purpose="memory")
+            if found is None and not np.array_equal(small, net.run(batch, threads=self.settings.threads)):
+                found = "prepared for few bytes it differs"
             for peer in rivals:
                 if found is None and peer.exact is not None:
                     wanted = peer.exact[np.arange(size) % len(peer.exact)]
@@ -205,8 +225,21 @@ class _NetBench:
             tuple(pairs) if refused is None else (),
         )
 
+    def _compare_with_itself(self, net: IntegerNet, eight: IntegerNet, bits: str, size: int) -> None:
+        """What few bytes cost, and what few bits gain where there is no VNNI."""
+        name, batch, rest = self.subject.name, self.subject.batch(size), self.settings
+        limits = (rest.threads, rest.rounds, rest.seconds)
+        self.purposes.append(compare_purposes(name, bits, net, batch, *limits))
+        if bits_of(bits)[1] <= _NIBBLE:
+            wanted = [np.asarray(one.run(batch, kernels="reference")) for one in (net, eight)]
+            what = f"{name} {bits}, batch {size}"
+            self.own += pairs_without_vnni(what, net.graph, eight.graph, batch, wanted, *limits)
+
     def _time(self, net: IntegerNet, peer: Peer, batch: NDArray[np.float32]) -> Any:
-        calls: list[Callable[[], object]] = [lambda: net.run(batch, threads=self.settings.threads), lambda: peer.run(batch)]
+        calls: list[Callable[[], object]] = [
+            lambda: net.run(batch, threads=self.settings.threads),
+            lambda: peer.run(batch),
+        ]
         clock = clock_for(calls, self.settings.threads)
         return time_pair(calls[0], calls[1], clock, self.settings.rounds, self.settings.seconds)
 
@@ -235,12 +268,17 @@ class _NetBench:
             return list(peers)
         graph = eight.graph
         exact = np.asarray(expected(graph, self.subject.images)[graph.outputs[0]], np.float32)
-        ours = [Peer("labkit w8a8", "the same net in 8 bits", lambda x: np.asarray(eight.run(x)), exact=exact)]
+        threads = self.settings.threads
+
+        def run_eight(x: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.asarray(eight.run(x, threads=threads))
+
+        ours = [Peer("labkit w8a8", "the same net in 8 bits", run_eight, exact=exact)]
         direct = prepare(graph, route=Route.DIRECT)
         if [step.kernel for step in direct.steps] != [step.kernel for step in prepare(graph).steps]:
 
             def run_direct(x: NDArray[np.float32]) -> NDArray[np.float32]:
-                return np.asarray(engine.run(direct, {graph.inputs[0]: x})[graph.outputs[0]])
+                return np.asarray(engine.run(direct, {graph.inputs[0]: x}, threads)[graph.outputs[0]])
 
             ours.append(Peer("labkit w8a8 direct", "in 8 bits without Winograd", run_direct, exact=exact))
         return [*ours, *(replace(peer, trace=None) for peer in peers if peer.is_integer and peer.is_best)]

@@ -9,7 +9,7 @@ from typing import Any
 from labkit.benchmark.answers import PeerAnswer
 from labkit.benchmark.timing import Paired
 
-__all__ = ["SCHEMA", "BenchResult", "Case", "LayerRate", "Pair"]
+__all__ = ["SCHEMA", "BenchResult", "Case", "LayerRate", "OwnPair", "Pair", "Purposes"]
 
 SCHEMA = "labkit-bench-1"
 
@@ -66,12 +66,38 @@ class LayerRate:
 
 
 @dataclass(frozen=True)
+class Purposes:
+    """One net prepared for speed and for few bytes.
+
+    speed, memory : bytes of packed weights, and of the memory in which a batch runs
+    time : "ours" for speed and "theirs" for few bytes, so that its ratio is what few bytes cost
+    """
+
+    net: str
+    bits: str
+    batch: int
+    speed: tuple[int, int]
+    memory: tuple[int, int]
+    time: Paired
+
+
+@dataclass(frozen=True)
+class OwnPair:
+    """labkit against itself: the times of ``what`` ("ours") and ``rival``; None where an answer was wrong."""
+
+    what: str
+    rival: str
+    time: Paired | None
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """Everything that `labkit bench` measured, and on what.
 
     data : the name of the data set whose images went through the nets
     load : processes that wanted a core in the minute before the start and before the end, where the system says
     missing : why peers took no part
+    purposes, own : labkit against itself
     limits : measured GMAC/s of single instructions, and GB/s under "memory read GB/s"; empty where not asked for
     """
 
@@ -85,6 +111,13 @@ class BenchResult:
     missing: tuple[str, ...]
     limits: Mapping[str, float]
     layers: tuple[LayerRate, ...]
+    purposes: tuple[Purposes, ...] = ()
+    own: tuple[OwnPair, ...] = ()
+
+    @property
+    def is_right(self) -> bool:
+        """Whether none of labkit's answers was wrong."""
+        return not self.refused and all(pair.time is not None for pair in self.own)
 
     @property
     def refused(self) -> tuple[Case, ...]:

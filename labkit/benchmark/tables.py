@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from labkit.benchmark.limits import MEMORY
-from labkit.benchmark.results import BenchResult, Case, Pair
-from labkit.benchmark.timing import CPU
+from labkit.benchmark.results import BenchResult, Case, OwnPair, Pair, Purposes
+from labkit.benchmark.timing import CPU, Paired
 
-__all__ = ["bench_table", "markdown"]
+__all__ = ["bench_table", "markdown", "own_table"]
 
 _QUIET = 1.1  # wall time over CPU time; above it others were using the machine
 
@@ -71,6 +71,26 @@ def bench_table(result: BenchResult) -> Table:
     return table
 
 
+def own_table(result: BenchResult) -> Table:
+    """How labkit does against itself: what few bytes cost and save, and what few bits gain."""
+    table = Table(title="labkit against itself", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("", "MB", "ratio", "[p10, p90]"):
+        table.add_column(escape(column), justify="right" if column else "left", overflow="fold")
+    for found in result.purposes:
+        megabytes = " / ".join(f"{sum(sizes) / 1e6:.2f}" for sizes in (found.memory, found.speed))
+        ratio, interval = _interval(found.time).split(" ", 1)
+        name = f"{found.net} {found.bits}, batch {found.batch}: time and memory, few bytes over speed"
+        table.add_row(name, megabytes, ratio, escape(interval))
+    for pair in result.own:
+        name = f"{pair.what} against {pair.rival}"
+        if pair.time is None:
+            table.add_row(name, "", "[red]refused[/red]", "")
+        else:
+            ratio, interval = _interval(pair.time).split(" ", 1)
+            table.add_row(name, "", ratio, escape(interval))
+    return table
+
+
 def markdown(result: BenchResult, figure: str | None = None) -> str:
     """The whole page for ``result``: machine, tables, how to read them; ``figure`` is the name of the roofline's file."""
     lines = [
@@ -106,6 +126,7 @@ def markdown(result: BenchResult, figure: str | None = None) -> str:
             ("left", "left", "left", *["right"] * 5),
         ),
         "",
+        *_own(result),
         *_roofline(result, figure),
         *_HOW_TO_READ.splitlines(),
     ]
@@ -146,7 +167,11 @@ def _ms(value: float) -> str:
 
 
 def _ratio(pair: Pair) -> str:
-    return f"{pair.time.ratio:.2f} [{pair.time.p10:.2f}, {pair.time.p90:.2f}]"
+    return _interval(pair.time)
+
+
+def _interval(time: Paired) -> str:
+    return f"{time.ratio:.2f} [{time.p10:.2f}, {time.p90:.2f}]"
 
 
 def _matrix(result: BenchResult) -> list[str]:
@@ -164,6 +189,57 @@ def _sizes(case: Case) -> list[str]:
     counts = (case.file_bytes, case.resident_bytes, case.arena_bytes)
     macs = f"{case.macs / 1e6:,.1f}"
     return [case.net, case.weights, case.bits, str(case.batch), macs, *(f"{count:,}" for count in counts)]
+
+
+def _own(result: BenchResult) -> list[str]:
+    """The tables of labkit against itself."""
+    if not result.purposes and not result.own:
+        return []
+    sides = ("left", "left", *["right"] * 6)
+    columns = (
+        "net",
+        "bits",
+        "batch",
+        "resident",
+        "arena",
+        "resident, few bytes",
+        "arena, few bytes",
+        "time, few bytes",
+    )
+    return [
+        "## labkit against itself",
+        "",
+        "A net can be prepared for speed or for few bytes (`labkit run --purpose memory`): one image at a time, no Winograd,",
+        "weights of four bits two to a byte. The last column is its time over that of the net prepared for speed.",
+        "",
+        *_grid(columns, [_footprint(purposes) for purposes in result.purposes], sides),
+        "",
+        'Fewer bits against more, ratio above 1 where fewer are faster. Rows "without VNNI" take the instructions of such a',
+        "processor on any: vpmaddubsw for four bits, vpmaddwd for eight. (Where there is VNNI the compiler joins vpmaddwd with",
+        "the addition after it, so that eight bits look better here than there.) A linear layer of one image is timed alone;",
+        "eight in turns read their weights from beyond the second-level cache.",
+        "",
+        *_grid(
+            ("labkit", "against", "ms", "its ms", "ratio [p10, p90]"),
+            [_own_row(pair) for pair in result.own],
+            _OWN_SIDES,
+        ),
+        "",
+    ]
+
+
+_OWN_SIDES = ("left", "left", "right", "right", "right")
+
+
+def _footprint(purposes: Purposes) -> list[str]:
+    counts = [f"{count:,}" for count in (*purposes.speed, *purposes.memory)]
+    return [purposes.net, purposes.bits, str(purposes.batch), *counts, _interval(purposes.time)]
+
+
+def _own_row(pair: OwnPair) -> list[str]:
+    if pair.time is None:
+        return [pair.what, pair.rival, "", "", "refused: a wrong answer"]
+    return [pair.what, pair.rival, _ms(pair.time.ours_ms), _ms(pair.time.theirs_ms), _interval(pair.time)]
 
 
 def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]], sides: Sequence[str]) -> list[str]:

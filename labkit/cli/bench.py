@@ -43,7 +43,7 @@ def bench(
 
     from labkit import data as data_sets
     from labkit.benchmark.bench import Settings, run_bench
-    from labkit.benchmark.tables import bench_table, markdown
+    from labkit.benchmark.tables import bench_table, markdown, own_table
     from labkit.cli.progress import progress_bars
     from labkit.errors import InputError
     from labkit.files import make_folder, write_atomically
@@ -67,6 +67,7 @@ def bench(
     for reason in result.missing:
         console.print(reason, style="yellow", highlight=False, soft_wrap=True, markup=False)
     console.print(bench_table(result))
+    console.print(own_table(result))
     for case in result.refused:
         what = f"{case.net} {case.bits}, batch {case.batch}: not timed, because labkit's own answer is wrong: {case.refused}"
         console.print(what, style="red", highlight=False, soft_wrap=True, markup=False)
@@ -85,7 +86,7 @@ def bench(
         if roofline_file is not None:
             figure = Path(os.path.relpath(roofline_file, markdown_file.parent)).as_posix()
         write_atomically(markdown_file, markdown(result, figure))
-    if result.refused:
+    if not result.is_right:
         raise typer.Exit(1)
 
 

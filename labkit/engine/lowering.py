@@ -259,14 +259,21 @@ def _dot(plan: Plan, node: IntNode, x: Place) -> Dot:
 def _in_short_runs(
     weights: NDArray[np.integer], runs: NDArray[np.int64]
 ) -> tuple[NDArray[np.integer], NDArray[np.int64]]:
-    """The same products in runs of at most `LONGEST_NIBBLE_RUN` steps: ``weights`` [O, runs, length], ``runs`` [runs]."""
+    """The same products in runs of at most `LONGEST_NIBBLE_RUN` steps: ``weights`` [O, runs, length], ``runs`` [runs].
+
+    All pieces of a run are equally long. So that the last does not read beyond the run, it reaches back, with weights of 0.
+    """
     outputs, count, length = weights.shape
     steps = -(-length // Dot.NIBBLES.group)
     pieces = -(-steps // LONGEST_NIBBLE_RUN)
     piece = -(-steps // pieces) * Dot.NIBBLES.group
-    filled = np.zeros((outputs, count, pieces * piece), weights.dtype)
-    filled[:, :, :length] = weights
-    return filled.reshape(outputs, count * pieces, piece), (runs[:, None] + piece * np.arange(pieces)).reshape(-1)
+    firsts = piece * np.arange(pieces)
+    starts = np.minimum(firsts, steps * Dot.NIBBLES.group - piece)
+    filled = np.zeros((outputs, count, pieces, piece), weights.dtype)
+    for at, (first, start) in enumerate(zip(firsts, starts, strict=True)):
+        own = weights[:, :, first : first + piece]
+        filled[:, :, at, first - start : first - start + own.shape[2]] = own
+    return filled.reshape(outputs, count * pieces, piece), (runs[:, None] + starts).reshape(-1)
 
 
 def _transform_for(

@@ -21,6 +21,7 @@ from labkit.engine.storage import tensors_in_bytes
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import Padding
+from labkit.kernels.fast.border import fill_border
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
 from labkit.kernels.fast.tile import Dot, Registers
@@ -54,7 +55,8 @@ class Purpose(Enum):
 
     SPEED : whatever is fastest.
     MEMORY : few bytes. No Winograd; weights are int8, or two to a byte where all of a layer fit four bits (int16 only
-        where nine bits are needed, and for some depthwise layers); images run one at a time.
+        where nine bits are needed, and for some depthwise layers); images run one at a time; memory is shared by
+        tensors with borders too, which are filled in every run.
     """
 
     SPEED = "speed"
@@ -192,7 +194,10 @@ class Plan:
         return len(self.buffers) - 1
 
     def new_place(self, node: IntNode) -> Place:
-        """A buffer for the result of ``node``, with the border that its consumers need."""
+        """A buffer for the result of ``node``, with the border that its consumers need.
+
+        Where few bytes are wanted the border is filled in every run, by a first step of ``node``.
+        """
         channels, height, width = image = as_image(node.output)
         (top, bottom), (left, right) = self.border(node.name)
         is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= _DENSE_CHANNELS
@@ -202,8 +207,12 @@ class Plan:
         if in_bytes := node.name in self.in_bytes:
             spec, params = node.output.quantized
             zero = int(params.zero_point) - spec.qmin
-        buffer = Buffer(shape, np.uint8 if in_bytes else np.int16, border=(top, bottom, left, right), zero=zero)
-        self.places[node.name] = Place(self.add_buffer(buffer), image, Corner(top, left), zero)
+        dtype, border = np.uint8 if in_bytes else np.int16, (top, bottom, left, right)
+        is_refilled = self.purpose is Purpose.MEMORY and any(border)  # so that its memory may serve any other tensor
+        buffer = self.add_buffer(Buffer(shape, dtype, border=(0, 0, 0, 0) if is_refilled else border, zero=zero))
+        if is_refilled:
+            self.steps.append(Step(node.name, fill_border, (buffer,), (border, zero)))
+        self.places[node.name] = Place(buffer, image, Corner(top, left), zero)
         return self.places[node.name]
 
     def source(self, node: IntNode, index: int = 0) -> Place:

@@ -1,13 +1,13 @@
 """`Team`: persistent threads that help with the calls of a program which are divided into parts.
 
-The caller walks the program. It *offers* the parts of a divided call by writing one word, the offer: a running number
-and the range of parts not yet taken. The caller takes the lowest part, a helper the highest, each by an atomic
-compare-and-swap of the whole word, so that a helper who comes late can never take a part of a later call, and so that
+The caller walks the program. It *offers* the parts of a divided call by writing one word: the range of parts not yet
+taken. The caller takes the lowest of them, a helper the highest, each by an atomic compare-and-swap of that word. So
 each thread mostly meets the rows of an image that it wrote in the call before.
 
-Two things follow. A helper looks at nothing but words of the team until it has taken a part, and the caller does not
-go on before every part that was taken is done: no helper ever looks at a program whose run is over. And the caller
-never waits for a helper that has taken nothing: if the helpers get no processor, it does everything itself.
+The caller does not go on before every part that was taken is done, and a helper looks at nothing but the offer until it
+has taken a part: then the rest of what it reads belongs to the call on offer, however late it came. Two things follow.
+No helper ever looks at a program whose run is over. And the caller never waits for a helper that has taken nothing: if
+the helpers get no processor, it does everything itself.
 
 A helper that finds nothing to take for a while sleeps until the next offer.
 """
@@ -43,7 +43,7 @@ from labkit.kernels.atomics import (
     yield_processor,
 )
 from labkit.kernels.jit import entry_point, jit
-from labkit.kernels.program import PARTS_IN_ROW, ROW_BYTES, Program, call_row, walk, without_outcome
+from labkit.kernels.program import PARTS_IN_ROW, PARTS_MOST, ROW_BYTES, Program, call_row, walk, without_outcome
 
 __all__ = ["Team", "team_of"]
 
@@ -61,7 +61,7 @@ _REST = 10  # times as long as he was kept waiting: so he loses at most a tenth
 _LAST_WAIT = 1.0  # seconds that the end of the process may be held up by a helper that gets no processor
 
 # Byte offsets of the words of a team. Two cache lines for what different threads write: processors fetch lines in pairs.
-_OFFER = 0  # running number << 24 | first part not taken << 12 | end of those not taken
+_OFFER = 0  # first part not taken << _PART_BITS | end of those not taken
 _STOP = 8  # 1: helpers leave
 _SLEEPERS = 128  # how many helpers sleep
 _DONE = 256  # how many parts helpers have finished
@@ -69,17 +69,16 @@ _TROUBLE = 264  # _BROKEN, _RAISED or both, of the parts that helpers have done
 _ROW = 384  # address of the row of the caller's table
 _STRIDE = 392  # bytes from one thread's table to the next
 _IMAGES = 400
-_NUMBER = 408  # running number of the last offer; this and what follows is the caller's alone
-_ALONE_UNTIL = 416  # nanoseconds; 0 if he is not working alone
-_CALLERS_GATE = 424
+_ALONE_UNTIL = 408  # nanoseconds; 0 if the caller is not working alone
+_CALLERS_GATE = 416
 _HELPERS = 512  # words of the first helper, then of the second, ...
 _HELPER_BYTES = 128
 _ASLEEP, _GATE, _COUNT = 0, 8, 16  # of each helper: 1 while it sleeps, its gate, the parts that it has done
 
 _BROKEN, _RAISED = 1, 2
 
-_PART_BITS = 12
-_PART_MASK = (1 << _PART_BITS) - 1
+_PART_BITS = 30
+_PART_MASK = PARTS_MOST
 _ONE_TAKEN = 1 << _PART_BITS  # what taking the first part adds to an offer; taking the last subtracts 1
 
 
@@ -100,8 +99,7 @@ def _lead(team: int, helpers: int, table: int, length: int, images: int) -> int:
             store_word(team + _IMAGES, images)
             store_word(team + _DONE, 0)
             store_word(team + _TROUBLE, 0)
-            number = add_word(team + _NUMBER, 1)
-            store_word(team + _OFFER, (number << 2 * _PART_BITS) + _ONE_TAKEN + parts)  # part 0 is taken already
+            store_word(team + _OFFER, _ONE_TAKEN + parts)  # part 0 is taken already
             if load_word(team + _SLEEPERS) != 0:
                 wanted = parts - 1
                 for words in range(team + _HELPERS, team + _HELPERS + _HELPER_BYTES * helpers, _HELPER_BYTES):
@@ -121,10 +119,10 @@ def _lead(team: int, helpers: int, table: int, length: int, images: int) -> int:
             part = parts
             while parts > 1:
                 offer = load_word(team + _OFFER)
-                if (offer >> _PART_BITS) & _PART_MASK >= offer & _PART_MASK:
+                if offer >> _PART_BITS >= offer & _PART_MASK:
                     break
                 if replace_word(team + _OFFER, offer, offer + _ONE_TAKEN):
-                    part = (offer >> _PART_BITS) & _PART_MASK
+                    part = offer >> _PART_BITS
                     break
         if mine < parts:
             now = end = nanoseconds()
@@ -155,7 +153,7 @@ def _help(team: int, helper: int, patience: int, sleeps: int) -> None:
     while load_word(team + _STOP) == 0:
         offer = load_word(team + _OFFER)
         part = (offer & _PART_MASK) - 1
-        if part >= (offer >> _PART_BITS) & _PART_MASK:
+        if part >= offer >> _PART_BITS:
             idle = 0
             if replace_word(team + _OFFER, offer, offer - 1):
                 row = load_word(team + _ROW) + (helper + 1) * load_word(team + _STRIDE)

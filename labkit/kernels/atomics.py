@@ -64,7 +64,7 @@ def _call(builder: ir.IRBuilder, name: str, result: ir.Type, arguments: list[ir.
 
 @intrinsic
 def load_word(typing_context, address):  # type: ignore[no-untyped-def]
-    """The word at ``address``."""
+    """The word at ``address``. ``typing_context`` is Numba's."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.load_atomic(_word(builder, arguments[0]), _ORDER, _WORD_BYTES)
@@ -74,7 +74,7 @@ def load_word(typing_context, address):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def store_word(typing_context, address, value):  # type: ignore[no-untyped-def]
-    """Set the word at ``address`` to ``value``."""
+    """Set the word at ``address`` to ``value``. ``typing_context`` is Numba's."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         builder.store_atomic(arguments[1], _word(builder, arguments[0]), _ORDER, _WORD_BYTES)
@@ -85,7 +85,7 @@ def store_word(typing_context, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def add_word(typing_context, address, value):  # type: ignore[no-untyped-def]
-    """Add ``value`` to the word at ``address``, modulo 2**64; what it was before."""
+    """Add ``value`` to the word at ``address``, modulo 2**64; what it was before. ``typing_context`` is Numba's."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", _word(builder, arguments[0]), arguments[1], _ORDER)
@@ -95,7 +95,7 @@ def add_word(typing_context, address, value):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def or_word(typing_context, address, bits):  # type: ignore[no-untyped-def]
-    """Set ``bits`` in the word at ``address``; what it was before."""
+    """Set ``bits`` in the word at ``address``; what it was before. ``typing_context`` is Numba's."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("or", _word(builder, arguments[0]), arguments[1], _ORDER)
@@ -105,7 +105,7 @@ def or_word(typing_context, address, bits):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def replace_word(typing_context, address, old, new):  # type: ignore[no-untyped-def]
-    """Set the word at ``address`` to ``new`` if it is ``old``; whether it was."""
+    """Set the word at ``address`` to ``new`` if it is ``old``; whether it was. ``typing_context`` is Numba's."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         address, old, new = arguments
@@ -155,7 +155,10 @@ def nanoseconds(typing_context):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def wait_at_gate(typing_context, gate):  # type: ignore[no-untyped-def]
-    """Sleep until ``gate`` is opened, and close it again. Only with the interpreter lock released."""
+    """Sleep until ``gate`` is opened, and close it again. ``typing_context`` is Numba's.
+
+    Only with the interpreter lock released.
+    """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         lock = builder.inttoptr(arguments[0], _POINTER)
@@ -167,7 +170,10 @@ def wait_at_gate(typing_context, gate):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def sleep_at_gate(typing_context, gate, microseconds):  # type: ignore[no-untyped-def]
-    """Sleep for ``microseconds`` at ``gate``, which nobody opens. Only with the interpreter lock released."""
+    """Sleep for ``microseconds`` at ``gate``, which nobody opens. ``typing_context`` is Numba's.
+
+    Only with the interpreter lock released.
+    """
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         lock = builder.inttoptr(arguments[0], _POINTER)
@@ -179,7 +185,7 @@ def sleep_at_gate(typing_context, gate, microseconds):  # type: ignore[no-untype
 
 @intrinsic
 def open_gate(typing_context, gate):  # type: ignore[no-untyped-def]
-    """Let the one thread that waits at ``gate``, or comes to it next, pass. It must be closed."""
+    """Let the one thread that waits at ``gate``, or comes to it next, pass. It must be closed. ``typing_context`` is Numba's."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         _call(builder, "PyThread_release_lock", ir.VoidType(), [builder.inttoptr(arguments[0], _POINTER)])

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 LEADING = 3  # a kernel's arguments before those of its block: part, parts, images
-PARTS_MOST = 4095  # so that two of them fit a word beside a running number (`engine.team`)
+PARTS_MOST = (1 << 30) - 1  # two of them fit a word
 
 _ROW = 4  # words of a row of the table: address of thunk, of kernel, of block; parts
 ROW_BYTES = 8 * _ROW
@@ -174,7 +174,9 @@ def without_outcome(program: Program, outcome: int) -> int:
 
 @intrinsic
 def call_row(typing_context, row, part, parts, images):  # type: ignore[no-untyped-def]
-    """Run ``part`` of ``parts`` of the call whose row is at the address ``row``.
+    """Run ``part`` of ``parts`` of the call whose row is at the address ``row``, for ``images`` images.
+
+    ``typing_context`` is Numba's.
 
     Returns what the kernel does, or a negative number if it raised an exception.
     """

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.kernels.fast.conv import Windows, conv2d_kernel
 from labkit.kernels.fast.finish import CHANNELS
-from labkit.kernels.fast.packing import aligned_zeros
+from labkit.kernels.fast.packing import aligned_zeros, rounded_up
 from labkit.kernels.fast.shares import share
 from labkit.kernels.fast.tile import Dot, Registers
 from labkit.kernels.jit import jit
@@ -28,7 +28,7 @@ __all__ = ["LIFT", "conv2d_nibbles_kernel", "fits_nibbles", "pack_nibbles", "pan
 Array = NDArray[Any]
 
 LIFT = 8  # what is added to the weight in the lower half of a byte
-_SCRATCH_BYTES = 1 << 17  # unpacked weights that are taken together, if a tile does not want more
+_SCRATCH_BYTES = 1 << 15  # of unpacked weights that are taken together, if a tile does not want more: measured
 
 
 def fits_nibbles(weights: NDArray[np.integer]) -> bool:
@@ -62,10 +62,11 @@ def unpack_panel(packed: Array, panel: int, unpacked: Array) -> None:
 def panels_at_once(registers: Registers, panels: int, panel_bytes: int) -> int:
     """How many of ``panels``, of ``panel_bytes`` each when unpacked, `conv2d_nibbles_kernel` takes together.
 
-    They are as many tiles as fit the scratch, so that only the last tile of the layer may repeat a panel.
+    Whole tiles that fit the scratch, and equally many each time, so that the last time repeats as few as may be.
     """
     of_tile = registers.wide[1]
-    return min(panels, max(1, _SCRATCH_BYTES // panel_bytes // of_tile) * of_tile)
+    most = max(1, _SCRATCH_BYTES // panel_bytes // of_tile) * of_tile
+    return min(panels, rounded_up(-(-panels // -(-panels // most)), of_tile))
 
 
 @cache

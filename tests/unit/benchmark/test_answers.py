@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,8 +49,8 @@ def test_a_batch_alone_can_be_wrong(
 ) -> None:
     run = IntegerNet.run
 
-    def wrong_at_the_end(self: IntegerNet, x: np.ndarray, kernels: str = "numba") -> np.ndarray:
-        result = run(self, x, kernels)
+    def wrong_at_the_end(self: IntegerNet, x: np.ndarray, **options: Any) -> np.ndarray:
+        result = run(self, x, **options)
         result[40:, 3] += 1
         return result
 

@@ -16,17 +16,21 @@ from rich.console import Console
 from labkit.benchmark import bench as bench_module
 from labkit.benchmark.bench import Settings, run_bench
 from labkit.benchmark.limits import MEMORY
-from labkit.benchmark.nets import Subject
+from labkit.benchmark.nets import Subject, subject
 from labkit.benchmark.peers import Peer, PeerMissing, peers_from
 from labkit.benchmark.results import SCHEMA, BenchResult
 from labkit.benchmark.roofline import roofline
 from labkit.benchmark.tables import bench_table, markdown
 from labkit.cli import main
 from labkit.data.dataset import DataSet
+from labkit.engine.prepare import Dot
 from labkit.errors import InputError
 from labkit.graph.ir import IntGraph
+from labkit.kernels.fast.tile import fastest_dots, widest_registers
 from labkit.net import IntegerNet
 
+# Where there is vpdpbusd the fastest way for LeNet is direct already
+WITHOUT_WINOGRAD = [] if fastest_dots(widest_registers())[0] is Dot.QUADS_VNNI else ["labkit w8a8 direct"]
 QUICK = Settings(("lenet",), batches=(1, 3), against=("torch",), rounds=2, seconds=0.1)
 
 
@@ -65,7 +69,7 @@ def test_every_case_has_ratios(result: BenchResult) -> None:
     assert [(case.bits, case.batch) for case in result.cases] == [("w8a8", 1), ("w8a8", 3), ("w4a4", 1), ("w4a4", 3)]
     for case in result.cases:
         assert case.refused is None
-        fewer = ["labkit w8a8", "labkit w8a8 direct", "torch int8"]
+        fewer = ["labkit w8a8", *WITHOUT_WINOGRAD, "torch int8"]
         assert [pair.peer for pair in case.pairs] == (fewer if case.bits == "w4a4" else ["torch int8", "torch fp32"])
         for pair in case.pairs:
             assert 0 < pair.time.p10 <= pair.time.ratio <= pair.time.p90
@@ -138,12 +142,45 @@ def test_wrong_rival_of_our_own_is_not_timed(digits: DataSet, monkeypatch: pytes
     right = bench_module.prepare
 
     def wrong_if_direct(graph: IntGraph, **route: Any) -> Any:
-        return right(with_other_bias(graph) if route else graph, **route)
+        """On words, where LeNet's second layer goes by Winograd unless told otherwise, on any processor."""
+        return right(with_other_bias(graph) if route else graph, dots=(Dot.PAIRS,), **route)
 
     monkeypatch.setattr(bench_module, "prepare", wrong_if_direct)
     result = run_bench(replace(QUICK, bits=("w4a4",), batches=(1,), against=()), digits, "labkit bench", silent)
     assert [case.refused for case in result.cases] == ["labkit w8a8 direct differs from the reference"]
     assert result.cases[0].pairs == ()
+
+
+@pytest.mark.parametrize(
+    ("dots", "offered"),
+    [((Dot.PAIRS,), ["labkit w8a8", "labkit w8a8 direct"]), ((Dot.QUADS_VNNI, Dot.PAIRS), ["labkit w8a8"])],
+)
+def test_direct_rival_is_offered_where_it_differs(
+    dots: tuple[Dot, ...], offered: list[str], digits: DataSet, lenet_net: IntegerNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = bench_module.prepare
+    monkeypatch.setattr(bench_module, "prepare", lambda graph, **route: right(graph, dots=dots, **route))
+    bench = bench_module._NetBench(subject("lenet", digits), QUICK, silent)
+    assert [peer.name for peer in bench._rivals("w4a4", lenet_net, [])] == offered
+
+
+def test_every_run_of_ours_has_the_threads(digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are checked and those that are timed, our own rivals included."""
+    given: list[int] = []
+    right = bench_module.engine.run
+
+    def noting(prepared: Any, inputs: Any, threads: int = 1) -> Any:
+        given.append(threads)
+        return right(prepared, inputs, threads)
+
+    monkeypatch.setattr(bench_module.engine, "run", noting)
+    words = bench_module.prepare  # so that there is a direct rival
+    monkeypatch.setattr(bench_module, "prepare", lambda graph, **route: words(graph, dots=(Dot.PAIRS,), **route))
+    settings = replace(QUICK, bits=("w4a4",), batches=(3,), against=(), rounds=1, threads=2)
+    (case,) = run_bench(settings, digits, "labkit bench", silent).cases
+    assert [pair.peer for pair in case.pairs] == ["labkit w8a8", "labkit w8a8 direct"]
+    assert len(given) > 6
+    assert set(given) == {2}
 
 
 def test_wrong_peer_shows_its_share(digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +226,7 @@ def test_absent_peer_is_a_message(digits: DataSet, lenet: Subject, monkeypatch: 
         ({"bits": ("8",)}, "w8a8 or w4a4"),
         ({"against": ("tvm",)}, "onnxruntime and torch, got 'tvm'"),
         ({"batches": (0,)}, "1 or more"),
-        ({"threads": 2}, "labkit runs a net on 1 thread"),
+        ({"threads": 0}, "1 or more"),
     ],
 )
 def test_settings_that_make_no_sense(settings: dict[str, object], words: str) -> None:

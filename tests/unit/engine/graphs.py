@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import llvmlite.binding
 import numpy as np
 
 from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec
@@ -14,8 +15,26 @@ from labkit.arithmetic.windows import common_area
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import window_output
+from labkit.kernels.fast.tile import Dot, Registers, fastest_dots
 
 S8, U8, S4, U4 = QuantSpec(8), QuantSpec(8, signed=False), QuantSpec(4), QuantSpec(4, signed=False)
+
+
+def can_run(registers, dot):
+    """Whether this processor has the instruction of ``dot`` for ``registers``. What is portable runs everywhere."""
+    if dot is Dot.NIBBLES_AVX2:  # `fastest_dots` leaves it out where there is a better one
+        wanted = {Registers.BITS_256: "avx2", Registers.BITS_512: "avx512bw"}[registers]
+        return bool(llvmlite.binding.get_host_cpu_features().get(wanted, False))
+    return not dot.is_native or dot in fastest_dots(registers)
+
+
+# Every way to multiply that this processor has: the width of registers, and a Dot before the one that is always there
+WAYS = [(registers, (dot, Dot.PAIRS)) for dot in Dot for registers in Registers if can_run(registers, dot)]
+
+
+def way_name(way):
+    registers, dots = way
+    return f"{registers.value}-{dots[0].value}"
 
 
 def affine(spec):
