@@ -311,7 +311,9 @@ def _preferred(
         is_slower = is_read_in_vain or (is_wide and (tiles < _MANY_TILES or bytes_of_planes > _LARGE_WEIGHTS))
         return () if is_slower else (winograd.F4,)
     if is_read_in_vain:
-        return () if is_wide else (winograd.F2,)
+        half = winograd.F2.size
+        is_small = -(-height // half) * -(-width // half) < _FEW_TILES
+        return () if is_wide and is_small else (winograd.F2,)
     return winograd.F4, winograd.F2
 
 

@@ -37,8 +37,9 @@ def prepare(
 ) -> Prepared:
     """Choose kernels and buffers for ``graph`` and pack its weights.
 
-    ``route`` of the 3x3 convolutions, the width of ``registers`` and the ``dots`` by which tiles multiply, in the order
-    in which they are tried, change no result. By default they are what suits the processor.
+    Made for ``purpose``, see `Purpose`. It changes no result, and neither do the ``route`` of the 3x3 convolutions, the
+    width of ``registers`` and the ``dots`` by which tiles multiply, in the order in which they are tried. By default
+    they are what suits the processor.
 
     Raises
     ------

@@ -43,7 +43,7 @@ def tile_width(width: int) -> int:
 
 
 def pack_rows(weights: NDArray[np.integer]) -> NDArray[np.int8]:
-    """Weights ``[C, rows, 3]`` as ``[C / 16, rows, 2, 16, 4]``: for the first and the second of two outputs."""
+    """``weights`` int8 [C, rows, 3] as int8 ``[C / 16, rows, 2, 16, 4]``: for the first and the second of two outputs."""
     channels, rows, columns = weights.shape
     full = np.zeros((rounded_up(channels), rows, 2, _QUAD), np.int8)
     for place in range(2):

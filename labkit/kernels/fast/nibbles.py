@@ -32,7 +32,7 @@ _SCRATCH_BYTES = 1 << 15  # of unpacked weights that are taken together, if a ti
 
 
 def fits_nibbles(weights: NDArray[np.integer]) -> bool:
-    """Whether every one of ``weights`` lies in -8 .. 7."""
+    """Whether every one of ``weights``, integers of any shape, lies in -8 .. 7."""
     return bool(weights.size == 0 or (weights.min() >= -8 and weights.max() <= 7))
 
 

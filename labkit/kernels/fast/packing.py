@@ -62,7 +62,7 @@ def pack_panels(weights: NDArray[np.integer], group: int = 2) -> NDArray[np.int8
 
 
 def fits_int8(weights: NDArray[np.integer]) -> bool:
-    """Whether every one of ``weights`` lies in -128 .. 127."""
+    """Whether every one of ``weights`` (integers of any shape) lies in -128 .. 127."""
     return bool(weights.size == 0 or (weights.min() >= -128 and weights.max() <= 127))
 
 

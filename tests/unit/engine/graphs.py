@@ -85,8 +85,8 @@ class Builder:
             RoundingRule.FLOAT64_AWAY: lambda: np.asarray(real, np.float64),
         }.get(self.rule, lambda: FixedPointMultiplier.from_real(real))()
         low, high = spec.qmin, spec.qmax
-        if self.rng.random() < 0.3:
-            low = int(params.zero_point)  # a fused ReLU
+        if self.rng.random() < 0.3:  # a fused ReLU, or its mirror image where that would leave little
+            low, high = sorted((int(params.zero_point), max(low, high, key=lambda end: abs(end - params.zero_point))))
         return Requantizer(self.rule, multiplier, int(params.zero_point), (low, high), self.inside)
 
     def weights(self, shape, spec):
@@ -138,10 +138,15 @@ class Builder:
         return self._add(int_ops.Linear(tensor, bias, requantizer), (x,), (outputs,), spec, params)
 
     def _finish(self, tensor, x, spec, gain, channels):
+        """Such that the sums of random inputs lie around real 0 and spread over the grid: a constant result shows nothing."""
         outputs, depth = tensor.values.shape[0], tensor.values[0].size
-        spread = np.sqrt(depth) * 2.0 ** (tensor.spec.bits + self[x].spec.bits - 3)
-        bias = self.rng.integers(-int(spread), int(spread) + 1, outputs).astype(np.int32)
-        params = self.params(spec)
+        zero_point = tensor.params.zero_point.reshape([-1] + [1] * (tensor.values.ndim - 1))
+        weights = (tensor.values.astype(np.int64) - zero_point).reshape(outputs, depth)
+        grid, inputs = self[x].spec, self[x].params
+        spread = np.sqrt(depth * np.maximum(np.mean(weights**2.0), 0.25)) * 2.0 ** (grid.bits - 1)
+        middle = (grid.qmin + grid.qmax) / 2 - float(inputs.zero_point)
+        bias = self.rng.integers(-int(spread / 2), int(spread / 2) + 1, outputs) - np.rint(middle * weights.sum(axis=1))
+        bias, params = bias.astype(np.int32), self.params(spec)
         real = gain * 2.0 ** (spec.bits - 1) / spread
         return bias, params, self.requantizer(spec, params, real, outputs if channels else None)
 

@@ -12,8 +12,9 @@ from unit.engine.graphs import S4, S8, U4, U8, Builder, affine, images_for, lene
 from labkit.arithmetic.affine import PerAxis, QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.engine.node_by_node import run_nodes
-from labkit.engine.prepare import Dot, Purpose, Registers, prepare
+from labkit.engine.prepare import Dot, Purpose, Registers, Route, prepare
 from labkit.engine.run import run, trace
+from labkit.kernels.fast.border import fill_border
 from labkit.kernels.fast.nibble_tile import wraps_nowhere
 from labkit.kernels.fast.nibbles import fits_nibbles, pack_nibbles, unpack_panel
 from labkit.kernels.fast.packing import pack_panels
@@ -57,9 +58,9 @@ def agrees(graph, count, way=None, seed=1, **options):
 
 
 def kernels(prepared, count=1):
-    """Names of the kernels that run ``count`` images."""
+    """Names of the kernels that run ``count`` images, but for those that fill borders."""
     chosen = [step.kernel_for_one if count == 1 and step.kernel_for_one else step.kernel for step in prepared.steps]
-    return [kernel.__name__ for kernel in chosen]
+    return [kernel.__name__ for kernel in chosen if kernel is not fill_border]
 
 
 def one_linear(inputs, outputs, *, seed=0, spec=U8, rule=RoundingRule.SINGLE, weights=W4, **options):
@@ -151,7 +152,7 @@ def test_panels_that_do_not_fit_the_scratch_together():
     b = Builder(5)
     b.conv(b.quantize((256, 4, 4), affine(U8)), 70, (3, 3), weights=W4, padding=((1, 1), (1, 1)))
     prepared = agrees(b.graph(), 2, purpose=Purpose.MEMORY)
-    (step,) = prepared.steps
+    step = prepared.steps[-1]
     scratch = prepared.buffers[step.buffers[-1]]
     assert not scratch.is_per_image
     assert scratch.shape[0] < 5
@@ -188,6 +189,29 @@ def test_large_linear_layers_are_kept_packed_for_speed_too(registers):
     assert kernels(prepared)[0].startswith("linear_nibbles") is is_limited
     assert (prepared.resident_bytes < 1024 * 512 * 0.6) is is_limited
     assert kernels(prepare(one_linear(64, 64), registers=registers, dots=dots))[0].startswith("linear_one")
+
+
+@pytest.mark.parametrize(
+    ("channels", "size", "transformed"),
+    [
+        (16, 32, {256, 512}),
+        (64, 56, {256, 512}),
+        (128, 28, {256}),
+        (64, 8, {256}),
+        (256, 14, set()),
+        (512, 7, set()),
+    ],
+)
+@pytest.mark.parametrize("registers", Registers)
+def test_winograd_or_nibbles_by_shape(channels, size, transformed, registers):
+    """Where products of nibbles are fast the transform is for few weights and many tiles, and it is F4."""
+    b = Builder(0)
+    b.conv(b.quantize((channels, size, size), affine(U4)), channels, (3, 3), padding=((1, 1), (1, 1)), weights=W4)
+    prepared = prepare(b.graph(), registers=registers, dots=(Dot.NIBBLES_AVX2, Dot.PAIRS))
+    is_transformed = registers.value in transformed
+    assert kernels(prepared)[0].startswith("conv3x3" if is_transformed else "conv2d") is True
+    chosen = prepare(b.graph(), registers=registers, dots=(Dot.NIBBLES_AVX2, Dot.PAIRS), route=Route.F4)
+    assert (prepared.steps[0].kernel is chosen.steps[0].kernel) is is_transformed
 
 
 def test_too_long_a_sum_is_not_divided_by_sixteen():

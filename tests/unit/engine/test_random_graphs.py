@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 
 import numpy as np
 import pytest
-from unit.engine.graphs import S4, S8, U4, U8, Builder, affine
+from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine
 from unit.engine.test_run import assert_same
 
+from labkit.arithmetic.affine import PerAxis, QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
+from labkit.engine.prepare import Route, prepare
 from labkit.graph import int_ops
 
 GRIDS = [S8, affine(S8), affine(U8), S4, affine(S4), affine(U4)]
+# Of eight bits, of four, which nibbles take too, and of nine, which need words
+WEIGHTS = [QuantSpec(4, granularity=PerAxis(0)), QuantSpec(4), None, None, QuantSpec(8, symmetric=False)]
 LARGEST = 1200  # elements of a tensor, so that the reference tier is quick
 RULES = [RoundingRule.SINGLE, RoundingRule.SINGLE, RoundingRule.DYADIC, RoundingRule.FLOAT32_EVEN]
+
+
+def _one_of(choices, rng):
+    return choices[int(rng.integers(len(choices)))]
 
 
 def _edge(rng, most=2):
@@ -36,7 +45,8 @@ def _convolution(b, x, rng, spec):
     channels = b[x].shape[0]
     groups = int(rng.choice([1, channels, math.gcd(channels, 2)]))
     outputs = groups * int(rng.integers(1, 4)) if groups > 1 else int(rng.integers(1, 20))
-    return b.conv(x, outputs, kernel, stride=stride, padding=padding, groups=groups, spec=spec)
+    weights = _one_of(b.kinds, rng)
+    return b.conv(x, outputs, kernel, stride=stride, padding=padding, groups=groups, weights=weights, spec=spec)
 
 
 def _max_pool(b, x, rng, spec):
@@ -82,7 +92,7 @@ def _argmax(b, x, rng, spec):
 def _partner(b, x, rng, like):
     """Another tensor of the shape ``like``: one that is there already, or a new input."""
     same = [node.name for node in b.nodes if node.output.shape == like and not node.output.is_index]
-    return str(rng.choice(same)) if same and rng.random() < 0.8 else b.quantize(like, GRIDS[int(rng.integers(6))])
+    return str(rng.choice(same)) if same and rng.random() < 0.8 else b.quantize(like, _one_of(b.grids, rng))
 
 
 def _multiply(b, x, rng, spec):
@@ -101,7 +111,7 @@ def _concat(b, x, rng, spec):
 
 
 def _linear(b, x, rng, spec):
-    return b.linear(b.flatten(x), int(rng.integers(1, 24)), spec=spec)
+    return b.linear(b.flatten(x), int(rng.integers(1, 24)), weights=_one_of(b.kinds, rng), spec=spec)
 
 
 ANY = [_reshape, _reshape, _transpose, _softmax, _argmax, _multiply, _add, _linear]
@@ -109,16 +119,18 @@ ANY += [lambda b, x, rng, spec: b.flatten(x), lambda b, x, rng, spec: b.requanti
 WITH_WINDOW = [_convolution, _convolution, _max_pool, _average_pool, _adaptive, _pad, _pad, _concat, _multiply]
 
 
-def random_graph(seed):
+def random_graph(seed, small=False):
+    """``small`` : all of four bits, but a fifth of the weights."""
     rng = np.random.default_rng(seed)
     b = Builder(seed, rule=RULES[seed % len(RULES)], ties=seed % 3 == 0, extreme=seed % 3 == 1)
+    b.grids, b.kinds = (GRIDS[3:], 2 * WEIGHTS[:2] + [None]) if small else (GRIDS, WEIGHTS)
     shape = [(3, 7, 6), (4, 20), (30,), (17, 4, 4), (2, 3, 2, 3)][seed % 5]
-    tensors = [b.quantize(shape, GRIDS[int(rng.integers(6))])]
+    tensors = [b.quantize(shape, _one_of(b.grids, rng))]
     for _ in range(12):
         x = str(rng.choice(tensors[-4:]))
         choices = ANY + (2 * WITH_WINDOW if len(b[x].shape) in (2, 3) else [])
         step = choices[int(rng.integers(len(choices)))]
-        name = step(b, x, rng, GRIDS[int(rng.integers(6))])
+        name = step(b, x, rng, _one_of(b.grids, rng))
         if not b[name].is_index and math.prod(b[name].shape) <= LARGEST:
             tensors.append(name)
     ends = [node.name for node in b.nodes if rng.random() < 0.3 or node.output.is_index]
@@ -128,6 +140,36 @@ def random_graph(seed):
 @pytest.mark.parametrize("seed", range(80))
 def test_random_graph(seed):
     assert_same(random_graph(seed), images=1 + seed % 5, seed=seed)
+
+
+def way_of(seed):
+    """One of all ways to multiply, each with every route in turn."""
+    registers, dots = WAYS[seed % len(WAYS)]
+    return {"registers": registers, "dots": dots, "route": list(Route)[seed // len(WAYS) % len(Route)]}
+
+
+def graph_for_way(seed):
+    return random_graph(seed, small=way_of(seed)["dots"][0].sums_int16)
+
+
+@pytest.mark.parametrize("seed", range(80, 160))
+def test_random_graph_by_every_way_to_multiply(seed):
+    assert_same(graph_for_way(seed), images=1 + seed % 5, seed=seed, **way_of(seed))
+
+
+def test_every_way_multiplies_in_random_graphs():
+    used = Counter()
+    for seed in range(80, 160):
+        for step in prepare(graph_for_way(seed), **way_of(seed)).steps:
+            used.update({f"_{r.value}_{dots[0].value}_" for r, dots in WAYS} & {part_of(step.kernel.__name__)})
+    assert len(used) == len(WAYS), used
+    assert min(used.values()) >= 3, used
+
+
+def part_of(kernel):
+    """From conv2d_512_quads_vnni_wide_single the part _512_quads_vnni_."""
+    name = re.fullmatch("conv2d(_[0-9]+_[a-z0-9_]+_)(narrow|wide)_.*", kernel)
+    return name and name[1]
 
 
 def test_every_operation_is_drawn():

@@ -22,11 +22,11 @@ from labkit.kernels.kernel_set import REFERENCE
 PER_CHANNEL = PerAxis(0)
 
 
-def assert_same(graph, images=3, seed=0):
-    """Compare every node of ``graph``, and the names carried by it, over ``images`` images."""
+def assert_same(graph, images=3, seed=0, **options):
+    """Compare every node of ``graph``, and the names carried by it, over ``images`` images; ``options`` of `prepare`."""
     inputs = images_for(graph, images, seed)
     expected = run_nodes(graph, inputs, REFERENCE)
-    prepared = prepare(graph)
+    prepared = prepare(graph, **options)
     got = trace(prepared, inputs)
     assert set(got) == set(graph.carriers())
     for name, carrier in graph.carriers().items():
