@@ -12,6 +12,7 @@ from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.engine.dispatch import lower_op
+from labkit.engine.finishing import centred_grid
 from labkit.engine.plan import Buffer, Place, Plan, Step, as_image
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
@@ -36,7 +37,7 @@ def _(op: int_ops.Multiply, plan: Plan, node: IntNode) -> None:
         constants = (*scaling, (a.zero, b.zero, y.zero), at)
         plan.steps.append(Step(node.name, multiply.multiply, buffers, constants))
         return
-    grids = [_centred_grid(plan, name) for name in node.inputs]
+    grids = [centred_grid(plan, name) for name in node.inputs]
     table = multiply.product_table(requantizer, *grids)
     low_ends = (grids[0][0] + a.zero, grids[1][0] + b.zero)
     plan.steps.append(Step(node.name, multiply.multiply_by_table, buffers, (table, low_ends, y.zero, at)))
@@ -137,9 +138,3 @@ def _has_room(plan: Plan, node: IntNode, x: Place, image: tuple[int, int, int], 
 
 def _step(operand: Place, y: Place) -> int:
     return 1 if operand.image == y.image else 0
-
-
-def _centred_grid(plan: Plan, name: str) -> tuple[int, int]:
-    """Lowest and highest integer of the result of ``name``, zero point subtracted."""
-    spec, params = plan.graph[name].output.quantized
-    return spec.qmin - int(params.zero_point), spec.qmax - int(params.zero_point)

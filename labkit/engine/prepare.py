@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from labkit.engine import lowering, lowering_more  # noqa: F401 (they register)
+from labkit.engine import lowering, lowering_more, lowering_products  # noqa: F401 (they register)
 from labkit.engine.dispatch import lower
 from labkit.engine.memory import share_memory
 from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Purpose, Route
