@@ -16,7 +16,7 @@ from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine, images_for
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.engine import lowering, products
+from labkit.engine import lowering_products, products
 from labkit.engine.arena import arena_for
 from labkit.engine.node_by_node import run_nodes
 from labkit.engine.prepare import Dot, Registers, Route, prepare
@@ -374,9 +374,9 @@ def test_pieces_of_a_run_are_the_run(length):
     """No piece is too long for int16 sums, and none reads beyond the last step of its run."""
     weights = np.random.default_rng(length).integers(-8, 9, (2, 3, length))
     runs = np.array([0, 70_000, 140_000])
-    pieces, starts = lowering._in_short_runs(weights, runs)
-    assert pieces.shape[2] <= 4 * lowering.LONGEST_NIBBLE_RUN
-    assert 2 * 15 * 8 * lowering.LONGEST_NIBBLE_RUN < 2**15
+    pieces, starts = lowering_products._in_short_runs(weights, runs)
+    assert pieces.shape[2] <= 4 * lowering_products.LONGEST_NIBBLE_RUN
+    assert 2 * 15 * 8 * lowering_products.LONGEST_NIBBLE_RUN < 2**15
     found = np.zeros((2, 210_000), np.int64)
     for at, start in enumerate(starts):
         found[:, start : start + pieces.shape[2]] += pieces[:, at]
@@ -502,12 +502,12 @@ def test_a_wrong_weight_is_noticed_in_every_layer(way):
 @pytest.mark.parametrize("way", WAYS, ids=way_name)
 def test_a_wrong_surplus_is_noticed_in_every_layer(way, monkeypatch):
     """As if the byte that stands for 0, or the 0 of words, were one more than it is."""
-    right = lowering._bias
+    right = lowering_products.bias_of
 
     def wrong(op, x, weights):
         return right(op, replace(x, zero=x.zero + 1), weights)
 
-    monkeypatch.setattr(lowering, "_bias", wrong)
+    monkeypatch.setattr(lowering_products, "bias_of", wrong)
     assert unnoticed(way) == []
 
 
@@ -529,7 +529,7 @@ def test_a_wrong_weight_is_noticed_at_the_ends(way, monkeypatch):
 @pytest.mark.parametrize("way", SUMS_INT16, ids=way_name)
 @pytest.mark.parametrize("as_image", [False, True])
 def test_nibbles_that_are_not_taken_apart_overflow(way, as_image, monkeypatch):
-    monkeypatch.setattr(lowering, "LONGEST_NIBBLE_RUN", 1 << 20)
+    monkeypatch.setattr(lowering_products, "LONGEST_NIBBLE_RUN", 1 << 20)
     for inputs, weights in ends_for(way):
         with pytest.raises(AssertionError, match="Mismatched elements"):
             assert_exact_sums(way, inputs, weights, 1800, 13, as_image)
