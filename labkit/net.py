@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,18 +71,20 @@ class IntegerNet:
         outputs = {name: results[name] for name in self.graph.outputs}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
-    def trace(self, x: Any, kernels: str | KernelSet = "numba") -> dict[str, NDArray[np.generic]]:
+    def trace(
+        self, x: Any, kernels: str | KernelSet = "numba", purpose: str | Purpose = "speed"
+    ) -> dict[str, NDArray[np.generic]]:
         """Every node's tensor by name, and again by the names of the nodes that were fused into it.
 
-        ``x`` and ``kernels`` as in `run`. Integers in the tensor's own dtype, float32 after the last node (int32
-        where that is an argmax); the layout is (N, C, H, W).
+        ``x``, ``kernels`` and ``purpose`` as in `run`, except that all tensors are kept. Integers in the tensor's own
+        dtype, float32 after the last node (int32 where that is an argmax); the layout is (N, C, H, W).
 
         Raises
         ------
         InputError, QuantizationError
             As `run`.
         """
-        return self._results(self._inputs(x), kernels, only_outputs=False)
+        return self._results(self._inputs(x), kernels, only_outputs=False, purpose=purpose)
 
     def prepared(self, purpose: str | Purpose = "speed") -> Prepared:
         """The packed weights, buffers and kernel calls with which the fast tier runs the net, made on first use.
@@ -162,8 +165,7 @@ class IntegerNet:
         threads: int = 1,
         purpose: str | Purpose = "speed",
     ) -> dict[str, NDArray[np.generic]]:
-        if threads < 1:
-            raise InputError(f"threads: got {threads}, which must be 1 or more.")
+        threads = _whole(threads)
         if kernels == "numba":
             from labkit.engine.run import run, trace
 
@@ -191,6 +193,16 @@ class IntegerNet:
         if only_outputs:
             return whole
         return {name: whole[carrier] for name, carrier in self.graph.carriers().items()}
+
+
+def _whole(threads: Any) -> int:
+    try:
+        number = operator.index(threads)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"threads: got {threads!r}, which must be a whole number, 1 or more.")
+    return number
 
 
 def load(path: str | Path, like: str | None = None) -> IntegerNet:

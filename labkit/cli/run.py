@@ -50,7 +50,7 @@ def run(
         else:
             write_atomically(output_file, as_bytes(results))
         if trace is not None:
-            for name, array in integer_net.trace(x, kernels=kernels).items():
+            for name, array in integer_net.trace(x, kernels=kernels, purpose=purpose).items():
                 write_atomically(trace / f"{name}.npy", as_bytes(array))
     console = Console()
     console.print(f"{len(x):,} images through {net}: {output_file}", highlight=False, soft_wrap=True, markup=False)

@@ -88,7 +88,7 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
     into_sums = windows._replace(into_top=0, into_left=0)
     if not op.groups == weights.shape[0] == x.image[0]:
         sums = sums_buffer(plan, y)
-        packed = np.ascontiguousarray(weights.transpose(0, 2, 3, 1))
+        packed = np.ascontiguousarray(weights.transpose(0, 2, 3, 1), np.int8 if fits_int8(weights) else np.int16)
         plain = (packed, op.groups, direct.Taps(*kernel, *op.dilation), into_sums)
         plan.steps.append(Step(node.name, direct.grouped_sums, (x.buffer, sums), plain))
         requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x, weights))

@@ -14,8 +14,9 @@ def share_memory(
 ) -> tuple[int, ...]:
     """The number of a slot of memory for each of ``buffers``; no two that share one are needed at the same time.
 
-    Nobody writes a border but the one who makes the memory, so that a buffer with a border only shares
-    with its like. Scratch only shares with scratch, because it does not grow with the number of images.
+    A border is written by the one who makes the memory, so that a buffer with a border only shares with
+    its like; where a border is filled in every run the buffer is given without one. Scratch only shares with scratch,
+    because it does not grow with the number of images.
 
     Parameters
     ----------

@@ -54,9 +54,9 @@ class Purpose(Enum):
     """What a network is prepared for; both give the same integers.
 
     SPEED : whatever is fastest.
-    MEMORY : few bytes. No Winograd; weights are int8, or two to a byte where all of a layer fit four bits (int16 only
-        where nine bits are needed, and for some depthwise layers); images run one at a time; memory is shared by
-        tensors with borders too, which are filled in every run.
+    MEMORY : few bytes. No Winograd; weights are int8, or two to a byte where all of a layer fit four bits (convolutions
+        in groups stay int8, and int16 are those that need nine bits and some depthwise layers); images run one at a
+        time; memory is shared by tensors with borders too, which are filled in every run.
     """
 
     SPEED = "speed"

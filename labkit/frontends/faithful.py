@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import fx, nn
 
 from labkit.errors import UnsupportedOperation
 from labkit.frontends.float_run import run_float
+from labkit.frontends.torch_nodes import flat
 from labkit.graph.ir import FloatGraph
 
-__all__ = ["TOLERANCE", "check_faithful", "is_close", "probe"]
+__all__ = ["TOLERANCE", "batch_fault", "check_batch", "check_faithful", "is_close", "probe"]
 
 TOLERANCE = 1e-3  # of the largest value: float32 sums in another order stay far below it, another function does not
 
@@ -70,6 +71,35 @@ def check_faithful(
         f"read again, a hook is at work, or a layer's class has a forward of its own. Write it without inplace=True and "
         f"without hooks, with the layers of torch.nn themselves."
     )
+
+
+def batch_fault(module: nn.Module, x: torch.Tensor) -> str | None:
+    """What is wrong where ``module`` works for the images ``x`` only because of their number; None where it does not.
+
+    ``x`` float32 [N, ...]; one image more is tried. ``module`` is in inference mode.
+    """
+    more = torch.cat([x, x[:1]])
+    try:
+        results = [y for y in flat(module(more.clone())) if isinstance(y, torch.Tensor)]
+    except Exception as error:  # of whatever its forward calls
+        return str(error).partition("\n")[0].rstrip(".")
+    follows = all(y.ndim > 0 and len(y) == len(more) for y in results)
+    return None if follows else "its results do not have as many rows as there are images"
+
+
+def check_batch(name: str, fault: str | None) -> None:
+    """Refuse a module with a ``fault`` of `batch_fault`; ``name`` is that of its first output.
+
+    Raises
+    ------
+    UnsupportedOperation
+        There is a fault.
+    """
+    if fault is not None:
+        raise UnsupportedOperation(
+            f"{name}: the module works for batches of 2 images and not for 3 ({fault}): it names the size of the batch as a "
+            f"number. Write x.reshape(x.size(0), ...) or x.flatten(1)."
+        )
 
 
 class _Keeper(fx.Interpreter):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from labkit.errors import InputError, ModelError, UnsupportedOperation
-from labkit.frontends.faithful import check_faithful, probe
+from labkit.frontends.faithful import batch_fault, check_batch, check_faithful, probe
 from labkit.frontends.torch_calls import FUNCTIONS, METHODS, MODULES
 from labkit.frontends.torch_nodes import argument, flat, is_tensor, shape_of, unsupported
 from labkit.graph import float_ops
@@ -63,6 +63,7 @@ def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
             f"Wrap it in a module that returns tensors."
         )
     graph = FloatGraph(tuple(nodes), outputs)
+    check_batch(outputs[0], traced.meta["batch_fault"])
     check_faithful(graph, traced, names, traced.meta["probe"], traced.meta["expected"])
     return graph
 
@@ -76,7 +77,8 @@ def trace_module(module: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphMod
     """``module`` traced in inference mode, every node annotated with the shape or value of its result for two images.
 
     ``input_shape`` is without the batch axis; the module itself and its training flag are left as they were. The trace's
-    ``meta`` holds the two images ("probe") and the list of tensors that the module made of them ("expected").
+    ``meta`` holds the two images ("probe"), the list of tensors that the module made of them ("expected") and what is
+    wrong with a batch of another size ("batch_fault").
 
     Raises
     ------
@@ -119,12 +121,13 @@ def _with_shapes(module: nn.Module, traced: fx.GraphModule, input_shape: tuple[i
         with torch.no_grad():
             expected = module(x.clone())
             recorded = _Recorder(traced).run(x.clone())
+            fault = batch_fault(module, x)
     except Exception as error:
         raise InputError(
             f"{type(module).__name__} does not accept an input of shape {('N', *input_shape)}: {_one_line(error)}. "
             f"Give images of the size that the network was made for."
         ) from error
-    traced.meta["probe"] = x
+    traced.meta["probe"], traced.meta["batch_fault"] = x, fault
     traced.meta["expected"] = [y for y in flat(expected) if isinstance(y, torch.Tensor)]
     again = [y for y in flat(recorded) if isinstance(y, torch.Tensor)]
     pairs = zip(again, traced.meta["expected"], strict=True)

@@ -173,8 +173,8 @@ def adaptive_pool(node: fx.Node, name: str, axes: int, largest: bool) -> FloatOp
         if not largest and all(w <= h for h, w in zip(have, want, strict=True)):
             return float_ops.AdaptiveAveragePool2d(_pair(want, axes, 1))
         raise UnsupportedOperation(
-            f"{name}: adaptive pooling from {have} to {want} has windows of differing sizes or enlarges the image. Choose an "
-            f"output size that divides the input size, or use ordinary pooling."
+            f"{name}: adaptive pooling from {have} to {want} is not supported: a mean must not enlarge the image, and the "
+            f"windows of a maximum must be of one size. Choose an output size that divides the input's, or use ordinary pooling."
         )
     kernel = _pair(tuple(h // w for h, w in zip(have, want, strict=True)), axes, 1)
     none = symmetric_padding(0, 0)

@@ -41,7 +41,11 @@ def add(node: fx.Node, name: str) -> FloatOp:
         They are not two tensors of one shape.
     """
     shapes = _operands(node)
-    if len(shapes) != 2 or shapes[0] != shapes[1] or node.kwargs.get("alpha", 1) != 1:
+    if node.kwargs.get("alpha", 1) != 1:
+        raise UnsupportedOperation(
+            f"{name}: a sum with alpha is not supported. Multiply before you add, or fold it away."
+        )
+    if len(shapes) != 2 or shapes[0] != shapes[1]:
         raise UnsupportedOperation(f"{name}: only the sum of two tensors of one shape is supported, got {shapes}.")
     return float_ops.Add()
 

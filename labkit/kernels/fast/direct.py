@@ -41,7 +41,7 @@ def grouped_sums(
     taps: Taps,
     windows: Windows,
 ) -> int:
-    """Any number of groups: ``weights`` int16 [O, kH, kW, C / groups]. The inner loop is a dot product.
+    """Any number of groups: ``weights`` int8 or int16 [O, kH, kW, C / groups]. The inner loop is a dot product.
 
     ``part`` of ``parts`` is the share of this call, of all rows of all images; ``x`` is int16 or uint8.
     """

@@ -136,7 +136,9 @@ def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
                 source = x[n, patch.top + i, patch.left + j]
                 target = y[n, patch.into_top + i, patch.into_left + j]
                 for c in range(patch.channels):
-                    rounded, fits = rule(source[c] + bias[c], mantissa[c], exponent[c], real[c], inside)
+                    # sums of bytes and the surplus in the bias may both have wrapped: their sum is right modulo 2**32
+                    total = np.int64(np.int32(source[c] + bias[c]))
+                    rounded, fits = rule(total, mantissa[c], exponent[c], real[c], inside)
                     overflows += 0 if fits else 1
                     q = min(max(rounded + zero_point - inside, clamp[0]), clamp[1])
                     target[patch.into_channel + c] = q - zero_point + stored_zero

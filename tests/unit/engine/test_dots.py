@@ -533,3 +533,23 @@ def test_nibbles_that_are_not_taken_apart_overflow(way, as_image, monkeypatch):
     for inputs, weights in ends_for(way):
         with pytest.raises(AssertionError, match="Mismatched elements"):
             assert_exact_sums(way, inputs, weights, 1800, 13, as_image)
+
+
+@pytest.mark.parametrize("rule", [RoundingRule.SINGLE, RoundingRule.DYADIC])
+def test_sums_of_bytes_that_wrap_are_right_once_the_bias_is_in(rule):
+    """255 * 127 * 100,000 exceeds int32, 127 * 127 * 100,000 does not: in memory the highest s8 is the byte 255."""
+    depth = 100_000
+    builder = Builder(1, rule=rule)
+    result = builder.conv(builder.quantize((2 * depth, 1, 1), S8), 2, (1, 1), groups=2)
+    node = builder.nodes[-1]
+    weight = replace(node.op.weight, values=np.full_like(node.op.weight.values, 127))
+    multiplier = FixedPointMultiplier.from_real(np.full(2, 2.0**-25))
+    requantizer = replace(node.op.requantizer, multiplier=multiplier, clamp=(-128, 127))
+    op = replace(node.op, weight=weight, bias=np.zeros(2, np.int32), requantizer=requantizer)
+    builder.nodes[-1] = replace(node, op=op)
+    graph = builder.graph(builder.dequantize(result))
+    images = {name: np.full((2, 2 * depth, 1, 1), 1000, np.float32) for name in graph.inputs}
+    expected, got = run_nodes(graph, images, REFERENCE), run(prepare(graph), images)
+    for name in graph.outputs:
+        assert np.array_equal(got[name], expected[name])
+        assert np.all(expected[name] > 0)

@@ -49,6 +49,17 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "argmax: the result of argmax is an index",
         "Return it",
     ),
+    "batch size as a number": (
+        lambda: after_conv(lambda y: y.reshape(2, 4, -1)),
+        "reshape: the module works for batches of 2 images and not for 3",
+        "x.size(0)",
+    ),
+    "batch size as a number that does not fit": (
+        lambda: after_conv(lambda y: y.view(2, 256)),
+        "view: the module works for batches of 2 images and not for 3",
+        "x.size(0)",
+    ),
+    "scaled sum": (lambda: after_conv(lambda y: torch.add(y, y, alpha=2)), "add: a sum with alpha", "Multiply before"),
     "leaky relu": (lambda: row(conv=conv(), leaky=nn.LeakyReLU()), "leaky: nn.LeakyReLU", REWRITE),
     "transposed convolution": (
         lambda: row(conv=conv(), up=nn.ConvTranspose2d(4, 2, 2)),
@@ -68,12 +79,12 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "adaptive pooling that enlarges": (
         lambda: row(conv=conv(), pool=nn.AdaptiveAvgPool2d(9)),
         "pool: adaptive pooling from (8, 8) to (9, 9)",
-        "divides the input size",
+        "divides the input's",
     ),
     "adaptive max-pooling that does not divide": (
         lambda: after_conv(lambda y: F.adaptive_max_pool2d(y, (8, 5))),
         "adaptive_max_pool2d: adaptive pooling from (8, 8) to (8, 5)",
-        "divides the input size",
+        "divides the input's",
     ),
     "average pool in ceil mode": (
         lambda: row(conv=conv(), pool=nn.AvgPool2d(3, stride=2, ceil_mode=True)),
@@ -139,7 +150,6 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "channel axis",
     ),
     "sum with a number": (lambda: after_conv(lambda y: y + 1), "add: only the sum of two tensors", "got"),
-    "weighted sum": (lambda: after_conv(lambda y: torch.add(y, y, alpha=2)), "add: only the sum of two", "one shape"),
     "broadcast sum": (
         lambda: after_conv(lambda y: y + y.mean((2, 3), keepdim=True)),
         "add: only the sum of two tensors of one shape",

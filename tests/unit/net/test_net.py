@@ -380,3 +380,9 @@ def test_net_of_one_convolution() -> None:
     weight = module.only.weight.item()
     for tier in ("reference", "numba"):
         assert np.abs(net.run(x, kernels=tier) - weight * x).max() < abs(weight) * 2 / 255 * 1.01
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2.0, "2", None])
+def test_threads_are_a_whole_number(threads: Any, net: IntegerNet) -> None:
+    with pytest.raises(InputError, match="threads: got .*whole number, 1 or more"):
+        net.run(np.zeros((1, *net.graph[net.graph.inputs[0]].output.shape), np.float32), threads=threads)
