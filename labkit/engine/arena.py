@@ -28,7 +28,6 @@ __all__ = ["Arena", "Port", "arena_for"]
 
 _of_this_thread = threading.local()
 
-
 _UNIT = 8.0  # microseconds of work that are worth handing to another thread
 _MACS_IN_MICROSECOND, _BYTES_IN_MICROSECOND = 2.5e5, 2e4  # about, of one thread
 _PARTS_OF_A_THREAD = 4  # at most, so that who is held up leaves little undone

@@ -23,14 +23,12 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import Padding
 from labkit.kernels.fast.border import fill_border
 from labkit.kernels.fast.elementwise import Corner
-from labkit.kernels.fast.packing import rounded_up
+from labkit.kernels.fast.packing import DENSE_CHANNELS, rounded_up
 from labkit.kernels.fast.tile import Dot, Registers
 
 __all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Purpose", "Route", "Step", "as_image"]
 
 TABLES = -1  # in Step.buffers: the arena's scratch table of addresses
-
-_DENSE_CHANNELS = 4  # an input image of few channels is stored without filling lanes: less to multiply by zero
 
 
 Number = type[np.int8] | type[np.uint8] | type[np.int16] | type[np.int32]
@@ -200,7 +198,7 @@ class Plan:
         """
         channels, height, width = image = as_image(node.output)
         (top, bottom), (left, right) = self.border(node.name)
-        is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= _DENSE_CHANNELS
+        is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= DENSE_CHANNELS
         lanes = channels if is_small_input else rounded_up(channels)
         shape = (top + height + bottom, left + width + right, lanes)
         zero = 0

@@ -113,9 +113,7 @@ def _conv2d(registers: Registers, dot: Dot, is_wide: bool, finish: Finish, name:
             fill_tables(tables, x, y, windows, first, count, outputs - first)
             written = 0
             for group in range(groups * chunk // chunks, groups * (chunk + 1) // chunks):
-                p = min(
-                    group * at_once, panels.shape[0] - at_once
-                )  # the last group may reach back: the same numbers again
+                p = min(group * at_once, panels.shape[0] - at_once)  # the last may reach back: the same numbers again
                 for at in range(count):
                     tables[1, at] += p * width - written
                 written = p * width

@@ -13,6 +13,7 @@ from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.simd import interleaved_lanes
 
 __all__ = [
+    "DENSE_CHANNELS",
     "NO_EPILOGUE",
     "aligned_zeros",
     "channels_first_order",
@@ -24,6 +25,7 @@ __all__ = [
     "rounded_up",
 ]
 
+DENSE_CHANNELS = 4  # an input image of so few is stored without filling lanes: less to multiply by zero
 NO_EPILOGUE = np.zeros((1, 1, 1, 1), np.int32)  # what a kernel gets that leaves sums
 
 _LINE = 64  # bytes of a cache line; a vector that straddles two lines is read twice

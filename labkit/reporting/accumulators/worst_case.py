@@ -14,11 +14,11 @@ from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.kernels.fast import winograd
+from labkit.kernels.fast.packing import DENSE_CHANNELS
 from labkit.reporting.accumulators.results import LayerSums, PairRule, Span
 
 __all__ = ["pair_rule", "worst_case"]
 
-_DENSE_CHANNELS = 4  # up to so many channels of an input image the engine stores without filling lanes
 _INT8, _INT16 = np.iinfo(np.int8), np.iinfo(np.int16)
 _TRANSFORMS = {"F4": winograd.F4, "F2": winograd.F2}
 
@@ -217,7 +217,7 @@ def _conv_rows(op: int_ops.Conv2d, weights: NDArray[np.int64], graph: IntGraph, 
         return weights.reshape(outputs, height * width)  # depthwise: neighbouring elements of the kernel
     source = graph[node.inputs[0]]
     is_input = isinstance(source.op, int_ops.Quantize) and math.prod(_image(source.output)) > 1
-    is_dense = op.groups > 1 or (is_input and depth <= _DENSE_CHANNELS)
+    is_dense = op.groups > 1 or (is_input and depth <= DENSE_CHANNELS)
     lanes = depth if is_dense else depth + depth % 2
     filled = np.zeros((outputs, height, width, lanes), np.int64)
     filled[..., :depth] = weights.transpose(0, 2, 3, 1)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import llvmlite.binding
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.engine.graphs import S4, S8, U4, U8, Builder, affine, images_for, lenet
+from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine, images_for, lenet, way_name
 
 from labkit.arithmetic.affine import PerAxis, QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
@@ -21,27 +20,9 @@ from labkit.kernels.fast.packing import pack_panels
 from labkit.kernels.fast.tile import fastest_dots, widest_registers
 from labkit.kernels.kernel_set import REFERENCE
 
-
-def has_avx2(registers):
-    """Whether tiles of ``registers`` may use vpmaddubsw."""
-    wanted = "avx512bw" if registers is Registers.BITS_512 else "avx2"
-    return llvmlite.binding.get_host_cpu_features().get(wanted, False)
-
-
 W4 = QuantSpec(4, granularity=PerAxis(0))
 AFFINE4 = QuantSpec(4, symmetric=False, granularity=PerAxis(0))  # less its zero point it needs five bits
 INPUTS = [affine(U8), affine(S8), S8, affine(U4), S4, QuantSpec(1, narrow=True)]
-# every way to multiply that this processor has, the portable ones included
-WAYS = [
-    (registers, (dot, Dot.PAIRS))
-    for registers in Registers
-    for dot in Dot
-    if not dot.is_native or dot in fastest_dots(registers) or (dot is Dot.NIBBLES_AVX2 and has_avx2(registers))
-]
-
-
-def ids(way):
-    return f"{way[0].value}-{way[1][0].value}"
 
 
 def agrees(graph, count, way=None, seed=1, **options):
@@ -95,7 +76,7 @@ def test_sixteen_times_a_sum_stays_in_32_bits(depth, safe):
     assert wraps_nowhere(np.full((1, depth), -8), 255) is safe
 
 
-@pytest.mark.parametrize("way", WAYS, ids=ids)
+@pytest.mark.parametrize("way", WAYS, ids=way_name)
 @pytest.mark.parametrize(
     ("inputs", "outputs"), [(1, 1), (7, 15), (8, 16), (33, 17), (63, 33), (5, 129), (130, 260), (515, 161)]
 )
@@ -105,7 +86,7 @@ def test_linear(way, inputs, outputs):
     assert [name.startswith("linear_nibbles") for name in kernels(prepared)] == [True]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=ids)
+@pytest.mark.parametrize("way", WAYS, ids=way_name)
 @pytest.mark.parametrize("spec", INPUTS, ids=str)
 @pytest.mark.parametrize("extreme", [False, True])
 def test_linear_on_every_grid(way, spec, extreme):
@@ -125,7 +106,7 @@ def test_linear_under_every_rule(rule, count, ties):
         agrees(one_linear(301, 150, rule=rule, ties=ties, inside=True), count, purpose=purpose)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=ids)
+@pytest.mark.parametrize("way", WAYS, ids=way_name)
 @pytest.mark.parametrize("outputs", [1, 16, 17, 40, 100])
 @pytest.mark.parametrize("spec", [affine(U8), affine(U4)], ids=str)
 def test_convolutions(way, outputs, spec):
