@@ -202,6 +202,7 @@ class _Crew:
             self.words_of(helper)[_GATE // 8] = gate
         for gate in (callers_gate, *self.gates):
             weakref.finalize(self, drop_gate, gate).atexit = False
+        _crews.add(self)
 
     def words_of(self, helper: int) -> NDArray[np.int64]:
         """The words of ``helper``, int64 [16]: asleep, gate, count, ..."""
@@ -317,6 +318,7 @@ class Team:
 
 
 _teams: weakref.WeakSet[Team] = weakref.WeakSet()
+_crews: weakref.WeakSet[_Crew] = weakref.WeakSet()  # also of teams that are gone, as long as a helper is there
 
 
 @cache
@@ -332,13 +334,14 @@ def team_of(threads: int) -> Team:
 
 
 def _forget_all() -> None:
+    _crews.clear()
     for team in list(_teams):
         team._forget()
 
 
 def _leave_at_exit() -> None:
     """Stop all helpers before the interpreter takes away the memory in which their code lies."""
-    crews = [team._crew for team in list(_teams) if team._crew is not None]
+    crews = list(_crews)
     for crew in crews:
         crew.stop()
     end = time.monotonic() + _LAST_WAIT

@@ -327,6 +327,7 @@ print(sum(thread.name.startswith("labkit") for thread in threading.enumerate()))
         "",
         "time.sleep(0.05)",  # helpers are asleep
         "teams = None",
+        "teams = team = None",  # told to leave, and not yet gone
         "threading.Thread(target=lambda: [teams[0].run(program, 1) for _ in range(10**9)], daemon=True).start()",
         "atexit.register(teams[0].run, program, 1)",
     ],
