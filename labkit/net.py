@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["IntegerNet", "load"]
 
-NODE_BY_NODE_BATCH = 64  # images at a time, so that memory does not grow with the number of images
+# Images run node by node a few at a time, so that memory grows neither with their number nor with their size: 64 of them,
+# or what fits here of their tensors. The largest is counted in int64 besides, some ten times, as the readable tier needs it.
+NODE_BY_NODE_BATCH, NODE_BY_NODE_BYTES, _BESIDE = 64, 1 << 28, 80
 
 
 class IntegerNet:
@@ -184,15 +187,21 @@ class IntegerNet:
 
         size = len(next(iter(inputs.values())))
         wanted = self.graph.outputs if only_outputs else tuple(node.name for node in self.graph)
-        parts = []
-        for start in range(0, max(size, 1), NODE_BY_NODE_BATCH):
-            batch = {name: array[start : start + NODE_BY_NODE_BATCH] for name, array in inputs.items()}
+        tensors = {name: self.graph[name].output for name in wanted}
+        whole = {name: np.empty((size, *tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        step = self._node_by_node_images()
+        for start in range(0, max(size, 1), step):
+            batch = {name: array[start : start + step] for name, array in inputs.items()}
             results = run_nodes(self.graph, batch, kernels)
-            parts.append({name: results[name] for name in wanted})
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in wanted}
+            for name in wanted:
+                whole[name][start : start + step] = results[name]
         if only_outputs:
             return whole
         return {name: whole[carrier] for name, carrier in self.graph.carriers().items()}
+
+    def _node_by_node_images(self) -> int:
+        sizes = [math.prod(node.output.shape) for node in self.graph]
+        return max(1, min(NODE_BY_NODE_BATCH, NODE_BY_NODE_BYTES // (4 * sum(sizes) + _BESIDE * max(sizes))))
 
 
 def _whole(threads: Any) -> int:

@@ -15,6 +15,8 @@ from labkit.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from labkit.cli.sources import Images
+    from labkit.data.preprocessing import Preprocessing
     from labkit.net import IntegerNet
 
 __all__ = ["Seen", "Wanted", "show"]
@@ -75,13 +77,14 @@ class Wanted:
             )
         return files
 
-    def find(self, data: str, data_dir: Path | None, image_size: int, calibration: NDArray[np.float32]) -> Seen | None:
+    def find(self, data: str, data_dir: Path | None, preprocessing: Preprocessing, calibration: Images) -> Seen | None:
         """The images to analyse on, or None where no analysis is wanted.
 
         Parameters
         ----------
-        data, data_dir, image_size : as the options of ``labkit quantize``
-        calibration : float32 [N, ...], the images that choose the ranges
+        data, data_dir : as the options of ``labkit quantize``
+        preprocessing : of the pictures in a folder
+        calibration : the images that choose the ranges
 
         Raises
         ------
@@ -98,10 +101,11 @@ class Wanted:
         shipped = data in data_sets.names()
         if self.images is None:
             name = data_sets.resolve(data, data_dir) if shipped else data
-            return Seen([calibration], len(calibration), f"calibration images of {name}")
+            return Seen(calibration, len(calibration), f"calibration images of {name}")
         if not shipped:
-            images = find_images(data, data_dir, self.images, image_size, "test")
-            return Seen([images], len(images), f"the first images of {data}")
+            images = find_images(data, data_dir, self.images, preprocessing, "test")
+            which = "pictures" if Path(data).is_dir() else "the first images"
+            return Seen(images, len(images), f"{which} of {data}")
         loaded = data_sets.load(data, data_dir=data_dir)
         if self.images > len(loaded.test_images):
             raise InputError(

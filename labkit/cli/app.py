@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli import bench, demo, lab, quantize, run, train, verify
+from labkit.cli import accuracy, bench, card, demo, lab, quantize, run, train, verify
 
 __all__ = ["app"]
 
@@ -40,7 +40,9 @@ app.command("demo")(demo.demo)
 app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
 app.command("verify")(verify.verify)
+app.command("accuracy")(accuracy.accuracy)
 app.command("bench")(bench.bench)
+app.command("card")(card.card)
 app.command("train")(train.train)
 app.command("init")(lab.init)
 app.command("lab")(lab.lab)

@@ -12,14 +12,16 @@ __all__ = ["train"]
 
 
 def train(
-    net: Annotated[str, typer.Argument(help="A reference net: lenet, lenet-bias, ...")],
+    net: Annotated[str, typer.Argument(help="A reference net: lenet, resnet20, mobilenetv2-small, ...")],
     data: Annotated[str, typer.Option(help="cifar10 or mnist5k.")] = "cifar10",
     out: Annotated[Path, typer.Option(help="Folder for the weights and the recipe.")] = Path("labkit-training"),
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="step, cosine or constant.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="The first learning rate.")] = None,
-    final_learning_rate: Annotated[float | None, typer.Option(help="The last one, of step and cosine.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="step, cosine, one-cycle or constant.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The first learning rate; of one-cycle the highest.")
+    ] = None,
+    final_learning_rate: Annotated[float | None, typer.Option(help="The last one, except of constant.")] = None,
     momentum: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Of SGD.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights, order and augmentation.")] = 0,
@@ -27,8 +29,12 @@ def train(
         int | None, typer.Option(help="Threads of torch; another number gives slightly other weights.")
     ] = None,
     augment: Annotated[
-        bool, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")
-    ] = False,
+        bool | None, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")
+    ] = None,
+    label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all classes.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16, of the products.")] = None,
+    channels_last: Annotated[bool | None, typer.Option(help="Order of the numbers in memory.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an earlier run in the same folder stopped.")] = True,
     force: Annotated[bool, typer.Option("--force", help="Replace a finished training in the same folder.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
@@ -53,9 +59,14 @@ def train(
         "momentum": momentum,
         "weight_decay": weight_decay,
         "threads": threads,
+        "augment": augment,
+        "label_smoothing": label_smoothing,
+        "precision": precision,
+        "channels_last": channels_last,
+        "device": device,
     }
     changed = {name: value for name, value in given.items() if value is not None}
-    recipe = replace(default_recipe(net, data), seed=seed, augment=augment, **changed)  # type: ignore[arg-type]
+    recipe = replace(default_recipe(net, data), seed=seed, **changed)  # type: ignore[arg-type]
     console = Console()
     with folder_for(out):  # found out before the data are fetched
         images = load(data, data_dir=data_dir)

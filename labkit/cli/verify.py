@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from labkit.cli.sources import Images
+    from labkit.net import IntegerNet
+
 __all__ = ["verify"]
+
+_IMAGES = 1000
+_LARGE = 100  # pixels of a side from which an image takes so long that
+_LARGE_IMAGES = 16  # are enough: each has hundreds of thousands of elements a layer
 
 
 def verify(
@@ -17,12 +25,19 @@ def verify(
         str | None,
         typer.Option(help="The float model: a shipped net or module:callable; else the one named in the net."),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="A safetensors file to fill the model with.")] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="A .safetensors or .pth file to fill the model with, or DEFAULT for a torchvision model."),
+    ] = None,
     input_file: Annotated[
-        Path | None, typer.Option("--input", help="Images, .npy; else test images of the net's data.")
+        Path | None,
+        typer.Option("--input", help="Images, .npy, or a folder of pictures; else those that the net's notes name."),
     ] = None,
     kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
-    images: Annotated[int, typer.Option(help="How many images.", min=1)] = 1000,
+    images: Annotated[
+        int | None,
+        typer.Option(help="How many images; not given: 1000, of 100 pixels a side and more 16.", min=1),
+    ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the certificate to this file.")] = None,
 ) -> None:
@@ -31,10 +46,9 @@ def verify(
 
     from rich.console import Console
 
-    from labkit import data as data_sets
     from labkit import models
     from labkit.cli.progress import progress_bars
-    from labkit.cli.sources import find_module, read_array
+    from labkit.cli.sources import find_module, float_source
     from labkit.errors import InputError
     from labkit.files import make_folder, write_atomically
     from labkit.net import load
@@ -47,18 +61,24 @@ def verify(
         make_folder(json_file.parent)
     console = Console()
     integer_net = load(net)
-    saved, trained_on = (str(integer_net.graph.notes.get(key)) for key in ("model", "trained_on"))
-    known = saved in models.names() and trained_on in models.data_for(saved)
-    if model is None and not known:  # a file never says which code to run
+    source = float_source(integer_net, model, data_dir)
+    noted_data = integer_net.graph.notes.get("data")
+    if source.name is None:
         console.print("No float model is given, so the net's own integers are compared: see --model.", soft_wrap=True)
-    trained_on = trained_on if known else data_sets.resolve("auto", data_dir)
-    module = find_module(model or saved, weights, trained_on) if model or known else None
     if input_file is not None:
-        x = read_array(input_file)[:images]
-    elif known or model in models.names():
-        x = data_sets.load(trained_on, data_dir=data_dir, download=False).test(images)[0]
+        data = str(input_file)
+    elif source.noted:
+        data = source.trained_on
+    elif isinstance(noted_data, str):
+        data = noted_data
+    elif source.name in models.names():
+        data = source.trained_on
     else:
-        raise InputError(f"{net} does not say which images it is for: give some, --input X.npy.")
+        raise InputError(
+            f"{net} does not say which images it is for: give some, --input X.npy or a folder of pictures."
+        )
+    x = _images(integer_net, data, images, data_dir, model, weights)
+    module = None if source.name is None else find_module(source.name, weights, source.trained_on)
     with progress_bars(console) as tell:
         report = compare(integer_net, module, x, kernels, lambda done: tell("Compare", done, len(x)))
     console.print(certificate_panel({net.name: report}))
@@ -67,3 +87,16 @@ def verify(
         write_atomically(json_file, json.dumps(report.to_json(), indent=1) + "\n")
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _images(
+    net: IntegerNet, data: str, count: int | None, data_dir: Path | None, model: str | None, weights: Path | None
+) -> Images:
+    from labkit.cli.pictures import default_for_net
+    from labkit.cli.sources import find_images
+
+    graph = net.graph
+    shape = graph[graph.inputs[0]].output.shape
+    if count is None:
+        count = _LARGE_IMAGES if max(shape[1:], default=0) >= _LARGE else _IMAGES
+    return find_images(data, data_dir, count, default_for_net(net, model, weights), "test", download=False)

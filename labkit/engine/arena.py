@@ -24,12 +24,13 @@ from labkit.kernels.fast.packing import aligned_zeros
 from labkit.kernels.jit import entry_point
 from labkit.kernels.program import Call, make_program
 
-__all__ = ["Arena", "Port", "arena_for"]
+__all__ = ["Arena", "Port", "arena_for", "chunk_of"]
 
 _of_this_thread = threading.local()
 
 _UNIT = 8.0  # microseconds of work that are worth handing to another thread
 _MACS_IN_MICROSECOND, _BYTES_IN_MICROSECOND = 2.5e5, 2e4  # about, of one thread
+_TRACED_BYTES = 1 << 26  # of tensors that are all kept; one image may take more
 _PARTS_OF_A_THREAD = 4  # at most, so that who is held up leaves little undone
 
 
@@ -133,6 +134,14 @@ def _lay(buffer: Buffer, memory: NDArray[np.uint8], capacity: int) -> NDArray[An
     return array
 
 
+def chunk_of(prepared: Prepared, keeps_all: bool = False) -> int:
+    """How many images of ``prepared`` run together: its chunk, or fewer where an arena ``keeps_all`` and they are large."""
+    if not keeps_all:
+        return prepared.chunk
+    each = sum(buffer.bytes for buffer in prepared.buffers if buffer.is_per_image)
+    return max(1, min(prepared.chunk, _TRACED_BYTES // each))
+
+
 def arena_for(prepared: Prepared, images: int, keeps_all: bool = False, threads: int = 1) -> Arena:
     """This thread's arena for ``images`` of ``prepared``: a small one for a single image, else that of a chunk.
 
@@ -145,7 +154,7 @@ def arena_for(prepared: Prepared, images: int, keeps_all: bool = False, threads:
     if arenas is None:
         arenas = _of_this_thread.arenas = WeakKeyDictionary()  # an arena goes with its network
     by_kind = arenas.setdefault(prepared, {})
-    kind = (1 if images == 1 else prepared.chunk, keeps_all, threads)
+    kind = (1 if images == 1 else chunk_of(prepared, keeps_all), keeps_all, threads)
     if kind not in by_kind:
         by_kind[kind] = Arena(prepared, *kind)
     return by_kind[kind]

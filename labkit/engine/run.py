@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic import affine
-from labkit.engine.arena import Arena, arena_for
+from labkit.engine.arena import Arena, arena_for, chunk_of
 from labkit.engine.plan import Exit, Prepared
 from labkit.engine.team import team_of
 from labkit.errors import BoundError
@@ -59,8 +59,9 @@ def _run(
 ) -> dict[str, Array]:
     images = next(iter(inputs.values())).shape[0]
     results = {way.node.name: np.empty((images, *way.node.output.shape), way.dtype) for way in exits}
-    for first in range(0, images, prepared.chunk):
-        count = min(prepared.chunk, images - first)
+    chunk = chunk_of(prepared, keeps_all)
+    for first in range(0, images, chunk):
+        count = min(chunk, images - first)
         arena = arena_for(prepared, count, keeps_all, threads)
         blocks = arena.program.blocks
         for port in arena.ports_in:

@@ -14,7 +14,7 @@ from labkit.graph.float_ops import Activation
 from labkit.graph.ir import FloatGraph, FloatNode
 from labkit.graph.shapes import Padding
 
-__all__ = ["run_float"]
+__all__ = ["run_float", "run_node"]
 
 _WINDOWED = (
     float_ops.Conv2d | float_ops.MaxPool2d | float_ops.AveragePool2d | float_ops.AdaptiveAveragePool2d | float_ops.Pad
@@ -47,7 +47,7 @@ def run_float(
             if isinstance(node.op, float_ops.Input):
                 results[node.name] = torch.from_numpy(np.ascontiguousarray(inputs[node.name], np.float32))
             else:
-                results[node.name] = _activate(node, _compute(node, [results[name] for name in node.inputs]))
+                results[node.name] = run_node(node, [results[name] for name in node.inputs])
             if after is not None:
                 results[node.name] = after(node.name, results[node.name])
             if only_outputs:
@@ -55,6 +55,11 @@ def run_float(
                     if last_use.get(name, node.name) == node.name and name not in graph.outputs:
                         del results[name]
     return {name: tensor.numpy() for name, tensor in results.items()}
+
+
+def run_node(node: FloatNode, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """The result of ``node``, any but an Input, on ``inputs`` float32 [N, ...] in its order; float32 [N, ...]."""
+    return _activate(node, _compute(node, inputs))
 
 
 def _activate(node: FloatNode, value: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from labkit.errors import InputError, ModelError, UnsupportedOperation
 from labkit.frontends.faithful import batch_fault, check_batch, check_faithful, probe
+from labkit.frontends.torch_affine import channel_affine
 from labkit.frontends.torch_calls import FUNCTIONS, METHODS, MODULES
 from labkit.frontends.torch_nodes import argument, flat, is_tensor, shape_of, unsupported
 from labkit.graph import float_ops
@@ -47,13 +48,17 @@ def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
     names = node_names(traced)
     nodes: list[FloatNode] = []
     outputs: tuple[str, ...] = ()
+    affine = {node: found for node in traced.graph.nodes if (found := channel_affine(node)) is not None}
+    absorbed = {part for found in affine.values() for part in found.parts}
     for node in traced.graph.nodes:
-        if node.op == "output":
+        if node in affine:
+            nodes.append(FloatNode(names[node], affine[node].op, (names[affine[node].source],)))
+        elif node.op == "output":
             outputs = tuple(names[n] for n in flat(node.args[0]) if isinstance(n, fx.Node))
         elif node.op == "placeholder":
             if is_tensor(node):  # an optional argument that was left out is no input
                 nodes.append(FloatNode(names[node], float_ops.Input(shape_of(node)[1:])))
-        elif is_tensor(node) and node.op != "get_attr":
+        elif is_tensor(node) and node.op != "get_attr" and node not in absorbed:
             _refuse_overwriting(traced, node, names)
             op, inputs = _translate(traced, node, names[node])
             nodes.append(FloatNode(names[node], op, tuple(names[i] for i in inputs)))
@@ -222,6 +227,8 @@ def _translate(traced: fx.GraphModule, node: fx.Node, name: str) -> tuple[FloatO
         return FUNCTIONS[node.target](node, name), tensors
     if node.op == "call_method" and node.target in METHODS:
         return METHODS[str(node.target)](node, name), tensors
+    if node.target is operator.getitem:
+        raise unsupported(name, "taking a part of a tensor (an index, a slice, chunk or split)")
     raise unsupported(name, getattr(node.target, "__name__", str(node.target)))
 
 

@@ -1,4 +1,4 @@
-"""What a network costs for one image: multiply-accumulates, bit operations and bytes of parameters."""
+"""What a network costs for one image: multiply-accumulates, bit operations, bytes of parameters and of activations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph
 
-__all__ = ["Costs", "costs"]
+__all__ = ["Costs", "costs", "peak_activation_bytes"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,31 @@ def costs(graph: IntGraph) -> Costs:
         weight_bytes[node.name] = (op.weight.values.size + 1) // 2 if packed else op.weight.values.size
         bias_bytes[node.name] = op.bias.size * 4 if np.any(op.bias) else 0
     return Costs(*(MappingProxyType(table) for table in (macs, bops, weight_bytes, bias_bytes)))
+
+
+def peak_activation_bytes(graph: IntGraph) -> int:
+    """The most bytes of activations of ``graph`` that are needed at once for one image.
+
+    Nodes run in their order, and a tensor is needed from the step that makes it to the last one that reads it, both included.
+    Integers take a byte each, also those of fewer than eight bits; a Flatten or Reshape only renames its input. Real numbers
+    before the first node and after the last one belong to the caller and do not count.
+    """
+    owner: dict[str, str] = {}
+    alive: dict[str, list[int]] = {}  # first and last step
+    for step, node in enumerate(graph):
+        renames = isinstance(node.op, int_ops.Flatten | int_ops.Reshape)
+        owner[node.name] = owner[node.inputs[0]] if renames else node.name
+        for name in (*node.inputs, node.name):
+            alive.setdefault(owner[name], [step, step])[1] = step
+    last = len(graph.nodes) - 1
+    for name in graph.outputs:
+        alive[owner[name]][1] = last
+    sizes = {
+        node.name: int(np.prod(node.output.shape)) * node.output.dtype.itemsize
+        for node in graph
+        if not isinstance(node.op, int_ops.Dequantize)
+    }
+    return max(
+        sum(sizes.get(name, 0) for name, (first, end) in alive.items() if first <= step <= end)
+        for step in range(last + 1)
+    )

@@ -56,7 +56,10 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Conv2d:
-    """weight [O, C / groups, kH, kW], bias [O] or None; stride, dilation (height, width); zero padding."""
+    """weight [O, C / groups, kH, kW], bias [O] or None; stride, dilation (height, width); zero padding.
+
+    vanished : output channels whose weights a batch norm has taken away, so that their bias is all they give.
+    """
 
     weight: Array
     bias: Array | None
@@ -64,14 +67,16 @@ class Conv2d:
     padding: Padding
     dilation: tuple[int, int]
     groups: int
+    vanished: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """weight [O, I], bias [O] or None; acts on the last axis of a flat input."""
+    """weight [O, I], bias [O] or None; acts on the last axis of a flat input. ``vanished`` as in `Conv2d`."""
 
     weight: Array
     bias: Array | None
+    vanished: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

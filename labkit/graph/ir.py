@@ -252,7 +252,7 @@ def _describe(op: FloatOp | IntOp) -> str:
             parts.append(" ".join(f"{v.rule.value} clamp {v.clamp[0]}..{v.clamp[1]}" for v in value))
         elif isinstance(value, Activation):
             parts.append(value.value)
-        elif value is not None:
+        elif value is not None and value != ():
             parts.append(f"{label}={value}".replace(" ", ""))
     return f"{type(op).__name__}({', '.join(parts)})"
 

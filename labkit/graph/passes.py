@@ -17,6 +17,8 @@ from labkit.graph.ir import FloatGraph, FloatNode
 
 __all__ = ["fold_batch_norm", "fold_into", "fuse_activations", "remove_dead_nodes", "remove_identities", "simplify"]
 
+VANISHING = 2.0**-100  # scales of smaller weights would come near the end of the float32 numbers
+
 
 def simplify(graph: FloatGraph) -> FloatGraph:
     """``graph`` without identities and dead nodes, batch norm folded, activations fused where they can be."""
@@ -57,8 +59,10 @@ def fold_batch_norm(graph: FloatGraph) -> FloatGraph:
     def fold(producer: FloatNode, node: FloatNode) -> FloatNode:
         assert isinstance(producer.op, float_ops.Conv2d | float_ops.Linear)
         assert isinstance(node.op, float_ops.BatchNorm2d)
-        weight, bias = fold_into(producer.op.weight, producer.op.bias, node.op)
-        return replace(producer, op=replace(producer.op, weight=weight, bias=bias))
+        before = producer.op
+        weight, bias = fold_into(before.weight, before.bias, node.op)
+        vanished = tuple(sorted({*before.vanished, *_vanished(before.weight, weight)}))
+        return replace(producer, op=replace(before, weight=weight, bias=bias, vanished=vanished))
 
     folded = _merge_into_producer(graph, foldable, fold)
     return FloatGraph(tuple(_stand_alone(node) for node in folded.nodes), folded.outputs)
@@ -70,11 +74,12 @@ def fold_into(
     """``w' = w g`` and ``b' = beta + (b - mean) g`` with ``g = gamma / sqrt(variance + epsilon)`` (eqs. 22, 23).
 
     ``weight`` is [C, ...] with the normalised channels first, ``bias`` [C] or None for 0, ``norm`` the frozen batch norm.
-    Computed in float64, rounded once to float32.
+    Computed in float64, rounded once to float32; a channel without a weight of 2**-100 or more is set to 0 (eq. 22a).
     """
     gain = norm.gamma.astype(np.float64) / np.sqrt(norm.variance.astype(np.float64) + norm.epsilon)
     before = np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)
     scaled = weight.astype(np.float64) * gain.reshape([-1] + [1] * (weight.ndim - 1))
+    scaled[np.abs(scaled).reshape(len(scaled), -1).max(1) < VANISHING] = 0
     shifted = norm.beta.astype(np.float64) + (before - norm.mean.astype(np.float64)) * gain
     return scaled.astype(np.float32), shifted.astype(np.float32)
 
@@ -104,12 +109,19 @@ def fuse_activations(graph: FloatGraph) -> FloatGraph:
     return _merge_into_producer(graph, fusable, fuse)
 
 
+def _vanished(before: NDArray[np.float32], after: NDArray[np.float32]) -> tuple[int, ...]:
+    """The channels that hold a weight ``before`` and none ``after``, arrays [C, ...]."""
+    gone = before.reshape(len(before), -1).any(1) & ~after.reshape(len(after), -1).any(1)
+    return tuple(int(channel) for channel in np.flatnonzero(gone))
+
+
 def _stand_alone(node: FloatNode) -> FloatNode:
     if not isinstance(node.op, float_ops.BatchNorm2d):
         return node
     channels = node.op.gamma.shape[0]
-    weight, bias = fold_into(np.ones((channels, 1, 1, 1), np.float32), None, node.op)
-    op = float_ops.Conv2d(weight, bias, (1, 1), ((0, 0), (0, 0)), (1, 1), channels)
+    ones = np.ones((channels, 1, 1, 1), np.float32)
+    weight, bias = fold_into(ones, None, node.op)
+    op = float_ops.Conv2d(weight, bias, (1, 1), ((0, 0), (0, 0)), (1, 1), channels, _vanished(ones, weight))
     return replace(node, op=op)
 
 

@@ -54,7 +54,8 @@ def _difference(
     """Why the files are not what ``recipe`` gives, nothing where they are; and what is in the recipe file."""
     try:
         record: dict[str, Any] = json.loads(recipe_file.read_text("utf-8"))
-        known, images, sha256 = dict(record["recipe"]), record["training_images"]["sha256"], record["sha256"]
+        known = TrainingRecipe().as_dict() | dict(record["recipe"])  # written before a field was there: as it was then
+        images, sha256 = record["training_images"]["sha256"], record["sha256"]
         float(record["test_accuracy"])
     except FileNotFoundError:
         return f"there is no {recipe_file.name} that says how the weights were made", {}

@@ -69,11 +69,11 @@ def fill(module: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None
     extra = [name for name in tensors if name not in wanted]
     if missing or extra:
         parts = [
-            f"lack {', '.join(missing)}" if missing else "",
-            f"have an unknown {', '.join(extra)}" if extra else "",
+            f"lack {_some(missing)}" if missing else "",
+            f"have an unknown {_some(extra)}" if extra else "",
         ]
         raise ModelError(
-            f"{what}: they {' and '.join(filter(None, parts))}; wanted are {', '.join(wanted)}. "
+            f"{what}: they {' and '.join(filter(None, parts))}; wanted are {_some(list(wanted))}. "
             f"Name the net that these weights were trained for, or weights of this net."
         )
     for name, tensor in tensors.items():
@@ -95,3 +95,9 @@ def fill(module: nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None
                 f"No scale can be chosen for such a tensor; train again more slowly, or use other weights."
             )
     module.load_state_dict(tensors)
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    """The first of ``names``, and how many more there are: a ResNet has hundreds."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -28,6 +28,14 @@ def build(name: str = "lenet") -> nn.Module:
         There is no net of that name.
     """
     data_for(name)
+    if name == "resnet20":
+        from labkit.models.resnet import ResNet20
+
+        return ResNet20()
+    if name == "mobilenetv2-small":
+        from labkit.models.mobilenet import MobileNetV2Small
+
+        return MobileNetV2Small()
     from labkit.models.lenet import LeNet
 
     return LeNet(last_bias="bias" in name)
@@ -43,7 +51,8 @@ def load(name: str = "lenet", data: str = "cifar10", weights: str | Path | None 
     data
         The data set that it was trained on, ``cifar10`` or ``mnist5k``.
     weights
-        A .safetensors file with other weights for the same net, as `labkit train` writes it. None: the shipped one.
+        A file with other weights for the same net, .safetensors as `labkit train` writes it, or PyTorch's own format.
+        None: the shipped one.
 
     Returns
     -------
@@ -61,9 +70,14 @@ def load(name: str = "lenet", data: str = "cifar10", weights: str | Path | None 
         path = CHECKPOINTS / f"{known.network}-{known.data}.safetensors"
         tensors = read_weights(path, sha256=recipe(name, data)["sha256"])
     else:
+        from labkit.models.weights_files import read_tensors
+
         path = Path(weights)
-        tensors = read_weights(path)
-    module = build(name)
+        tensors = read_tensors(path)
+    from torch.random import fork_rng
+
+    with fork_rng(devices=[]):  # the first weights, which are replaced, are no reason to move the caller's generator
+        module = build(name)
     fill(module, tensors, f"{path}, weights for {name}")
     return module.eval()
 

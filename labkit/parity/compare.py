@@ -19,17 +19,19 @@ from labkit.frontends.torch_fx import parameters_digest
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.net import IntegerNet
-from labkit.parity.emulate_torch import Emulation
+from labkit.parity.emulate_torch import DecidedWeights, Emulation
+from labkit.parity.memory import image_bytes
 from labkit.parity.report import ParityReport
 from labkit.parity.restate_torch import run_graph
 from labkit.parity.tally import Tally
-from labkit.quantization.batches import WORKERS, image_batches, in_threads
+from labkit.quantization.batches import WORKERS, images_for, in_threads, sized_batches
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
 
-__all__ = ["parameters_of", "verify"]
+__all__ = ["decided_weights", "parameters_of", "verify"]
 
-BATCH = 64  # images at a time: their int64 tensors stay in the cache
+BATCH = 64  # images at a time, if they are small
+BUDGET = 1 << 29  # bytes of all batches that are worked on at the same time
 
 
 def verify(
@@ -87,13 +89,13 @@ def verify(
         first_image, batch = item
         part = Tally()
         got = net.trace(batch, kernels=kernels)
-        for name, expected in _expected(graph, emulation, torch.from_numpy(batch)).items():
+        for name, expected in _expected(graph, emulation, torch.from_numpy(batch)):
             part.tensor(name, expected.numpy(), got.get(name), first_image)
         return first_image + len(batch), part
 
     images = 0
-    workers = WORKERS if isinstance(kernels, str) else 1  # a student's own functions may not be made for threads
-    for images, part in in_threads(judge, _numbered(x), workers):
+    workers, size = _share(graph, WORKERS if isinstance(kernels, str) else 1)  # your own may not be made for threads
+    for images, part in in_threads(judge, _numbered(x, size), workers):
         tally.add(part)
         if progress is not None:
             progress(images)
@@ -104,6 +106,11 @@ def verify(
         if module is not None
         else "from the net's own integers"
     )
+    if module is not None and (decided := graph.notes.get("rounded_biases")):
+        against += (
+            f"; the integer weights and real biases of {len(decided)} layers were decided by a rounding method "
+            f"({graph.notes.get('rounding', 'unnamed')}) and are taken as they are"
+        )
     subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
     return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions(), remarks)
 
@@ -151,6 +158,30 @@ def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+def decided_weights(graph: IntGraph) -> dict[str, DecidedWeights]:
+    """By layer, what a rounding method decided: the integer weights of ``graph`` and the biases that it saved with them.
+
+    Raises
+    ------
+    ModelError
+        The saved biases do not fit the network.
+    """
+    found = {}
+    for name, bias in graph.notes.get("rounded_biases", {}).items():
+        op = graph[name].op if name in {node.name for node in graph} else None
+        if not isinstance(op, int_ops.Conv2d | int_ops.Linear) or len(bias) != len(op.weight.values):
+            raise ModelError(
+                f"The net names biases of rounded weights for {name!r}, which do not fit it. Make it again with labkit.quantize."
+            )
+        found[name] = DecidedWeights(
+            torch.tensor(op.weight.values).long(),
+            torch.tensor(op.weight.params.scale),
+            (op.weight.spec.qmin, op.weight.spec.qmax),
+            torch.tensor(bias, dtype=torch.float32),
+        )
+    return found
+
+
 def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
     missing = [key for key in ("calibration", "plan") if key not in graph.notes]
     if missing:
@@ -165,7 +196,7 @@ def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{name} of the {kind} holds NaN or infinite values. Give the module that was quantized.")
     try:
-        emulation = Emulation(module, calibration, plan, shape)
+        emulation = Emulation(module, calibration, plan, shape, decided_weights(graph))
     except (KeyError, InputError) as error:
         what = f"its calibration and bit plan do not name {error}." if isinstance(error, KeyError) else str(error)
         raise ModelError(
@@ -179,22 +210,28 @@ def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
     return emulation
 
 
-def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> dict[str, torch.Tensor]:
+def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """What each node must put out for ``x``, by name, in the order of the graph; only outputs are held on to."""
     if emulation is None:
-        return run_graph(graph, {graph.inputs[0]: x})
+        yield from run_graph(graph, {graph.inputs[0]: x})
+        return
+    outputs = {}
     try:
-        results = emulation.run(x)
+        for name, result in emulation.run(x):
+            if name in emulation.outputs:
+                outputs[name] = result
+            yield name, result
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"The module cannot be run on the net's integers ({' '.join(str(error).split())[:150]}): the net was not made "
             f"from it. Give the module that was quantized."
         ) from error
     borders = {
-        border: emulation.dequantized(name, results[name])
+        border: emulation.dequantized(name, outputs[name])
         for border, name in zip(graph.outputs, emulation.outputs, strict=True)
         if not graph[border].output.is_index  # an index leaves as it is
     }
-    return {**results, **borders}
+    yield from borders.items()
 
 
 def _compare_parameters(tally: Tally, node: IntNode, expected: Mapping[str, torch.Tensor] | None) -> None:
@@ -218,12 +255,19 @@ def _rules(node: IntNode) -> list[RoundingRule]:
     return [requantizer.rule for requantizer in requantizers if requantizer is not None]
 
 
-def _numbered(x: Any) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Batches of images, each with the number of its first one."""
+def _numbered(x: Any, size: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Batches of at most ``size`` images, each with the number of its first one."""
     first_image = 0
-    for batch in image_batches(x, BATCH):
+    for batch in sized_batches(x, size):
         yield first_image, batch
         first_image += len(batch)
+
+
+def _share(graph: IntGraph, workers: int) -> tuple[int, int]:
+    """How many workers, of at most ``workers``, verify ``graph`` side by side, and how many images each takes at a time."""
+    each = image_bytes(graph)
+    workers = images_for(BUDGET, each, workers)
+    return workers, images_for(BUDGET // workers, each, BATCH)
 
 
 def _versions() -> dict[str, str]:

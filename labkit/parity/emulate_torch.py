@@ -8,6 +8,7 @@ from labkit is the tracing (so that nodes have the same names) and the numbers o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,13 +20,27 @@ from labkit.errors import ModelError, UnsupportedOperation
 from labkit.frontends.faithful import is_close
 from labkit.frontends.torch_fx import node_names, trace_module
 from labkit.parity import torch_arithmetic as arithmetic
+from labkit.parity.torch_affine import channel_map
 from labkit.parity.torch_kinds import KEEPS_SCALE, kind_of
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
 
-__all__ = ["Emulation"]
+__all__ = ["DecidedWeights", "Emulation"]
 
 _BIAS_LIMIT = 2**30
+
+
+@dataclass(frozen=True, eq=False)
+class DecidedWeights:
+    """Weights that a rounding method decided.
+
+    integers : int64 [O, ...], scale : float32 [O] or (), grid : smallest and largest integer, bias : float32 [O]
+    """
+
+    integers: torch.Tensor
+    scale: torch.Tensor
+    grid: tuple[int, int]
+    bias: torch.Tensor
 
 
 @dataclass
@@ -43,6 +58,7 @@ class _Step:
     clamp: tuple[int, int] = (0, 255)
     weight: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     bias: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    vanished: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     areas: torch.Tensor = field(default_factory=lambda: torch.ones(()))
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -56,10 +72,11 @@ class Emulation:
     calibration : ranges by tensor name
     plan : bits by name
     input_shape : without the batch axis
+    decided : by layer, weights that a rounding method decided, which cannot be derived from the module
 
     Attributes
     ----------
-    parameters : by node name, by parameter name: int64 or float32 tensors
+    parameters : by node name, by parameter name: integer or float32 tensors
     outputs : names of the nodes whose results leave the network
 
     Raises
@@ -69,32 +86,52 @@ class Emulation:
     """
 
     def __init__(
-        self, module: nn.Module, calibration: Calibration, plan: BitPlan, input_shape: tuple[int, ...]
+        self,
+        module: nn.Module,
+        calibration: Calibration,
+        plan: BitPlan,
+        input_shape: tuple[int, ...],
+        decided: Mapping[str, DecidedWeights] | None = None,
     ) -> None:
+        self._decided = dict(decided or {})
         self._traced = trace_module(module, input_shape)
         self._traced.graph.eliminate_dead_code()
         self._calibration, self._plan = calibration, plan
         self._steps: dict[str, _Step] = {}
         self._home: dict[fx.Node, str] = {}  # traced node -> name of the step that computes it
         self._names = node_names(self._traced)
+        maps = {node: found for node in self._traced.graph.nodes if (found := channel_map(node)) is not None}
+        self._maps, self._parts = maps, {part for found in maps.values() for part in found.parts}
         with torch.inference_mode():
             for node in self._traced.graph.nodes:
                 if node.op == "output":
                     self.outputs = tuple(self._home[n] for n in _tensors(node))
-                elif "shape" in node.meta:
+                elif "shape" in node.meta and node not in self._parts:
                     self._place(node)
             for step in self._steps.values():
                 self._derive(step)
         self.parameters = {name: step.parameters for name, step in self._steps.items()}
         self._anchor(type(module).__name__)
 
-    def run(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Every node's integers (int64, layout N, C, H, W) by name for images ``x``, float32 [N, ...]."""
+    def run(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every node's name and integers (int64, layout N, C, H, W), one after the other, for images ``x``, float32 [N, ...].
+
+        What no later node takes is let go, so that little is held at a time.
+        """
+        return self._one_by_one(lambda step, results: self._execute(step, x, results))
+
+    def _one_by_one(
+        self, compute: Callable[[_Step, dict[str, torch.Tensor]], torch.Tensor]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        last_use = {name: step.name for step in self._steps.values() for name in step.inputs}
         results: dict[str, torch.Tensor] = {}
-        with torch.inference_mode():
-            for step in self._steps.values():
-                results[step.name] = self._execute(step, x, results)
-        return results
+        for step in self._steps.values():
+            with torch.inference_mode():
+                results[step.name] = compute(step, results)
+            yield step.name, results[step.name]
+            for name in {*step.inputs, step.name}:
+                if last_use.get(name, step.name) == step.name:
+                    del results[name]
 
     def dequantized(self, name: str, integers: torch.Tensor) -> torch.Tensor:
         """Eq. 1 for the result of node ``name``: float32 from its ``integers`` (int64, any shape)."""
@@ -105,11 +142,8 @@ class Emulation:
 
     def _anchor(self, name: str) -> None:
         """Refuse a module that does something which these steps do not know of (its padding mode, a hook, ...)."""
-        results: dict[str, torch.Tensor] = {}
         try:
-            with torch.inference_mode():
-                for step in self._steps.values():
-                    results[step.name] = self._float(step, results)
+            results = {step: y for step, y in self._one_by_one(self._float) if step in self.outputs}
             known = all(
                 is_close(results[output], expected)
                 for output, expected in zip(self.outputs, self._traced.meta["expected"], strict=True)
@@ -149,7 +183,7 @@ class Emulation:
 
     def _place(self, node: fx.Node) -> None:
         kind = self._kind(node)
-        sources = [self._home[n] for n in _tensors(node)]
+        sources = [self._home[n] for n in ([self._maps[node].source] if node in self._maps else _tensors(node))]
         before = self._steps[sources[0]] if sources else None
         if kind == "silent":
             self._home[node] = sources[0]
@@ -178,10 +212,14 @@ class Emulation:
             step.weight = torch.ones(node.meta["shape"][1], *(1 for _ in node.meta["shape"][1:]))
             step.bias = torch.zeros(len(step.weight))
             self._fold(step, node)
+        if not len(step.vanished):
+            step.vanished = torch.zeros(len(step.weight), dtype=torch.bool)
         self._steps[step.name] = step
         self._home[node] = step.name
 
     def _kind(self, node: fx.Node) -> str:
+        if node in self._maps or node in self._parts:
+            return "norm"  # by channel
         part = self._traced.get_submodule(str(node.target)) if node.op == "call_module" else None
         kind = kind_of(node, part)
         if kind is None:
@@ -210,7 +248,21 @@ class Emulation:
         return takers
 
     def _fold(self, step: _Step, node: fx.Node) -> None:
-        """Eqs. 22 and 23 in float64, rounded once."""
+        """Eqs. 22, 22a and 23 in float64, rounded once."""
+        gain, mean, beta = self._normalisation(node)
+        step.bias = (beta + (step.bias.double() - mean) * gain).float()
+        folded = step.weight.double() * gain.reshape([-1] + [1] * (step.weight.ndim - 1))
+        largest, before = folded.flatten(1).abs().amax(1), step.weight.flatten(1).abs().amax(1)
+        gone = largest < 2.0**-100
+        folded[gone] = 0.0
+        step.weight = folded.float()
+        step.vanished = (gone & (before > 0)) | (step.vanished if len(step.vanished) else torch.zeros_like(gone))
+
+    def _normalisation(self, node: fx.Node) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What ``node`` does to channels: (x - mean) * gain + beta, as gain, mean and beta, float64 [C] each."""
+        if node in self._maps:
+            gain, beta = (numbers.float().double() for numbers in (self._maps[node].gain, self._maps[node].shift))
+            return gain, torch.zeros_like(gain), beta
         norm = self._traced.get_submodule(str(node.target))
         assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
         assert norm.running_mean is not None
@@ -218,9 +270,7 @@ class Emulation:
         mean, variance = norm.running_mean.float().double(), norm.running_var.float().double()
         gain = torch.ones_like(mean) if norm.weight is None else norm.weight.detach().float().double()
         beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().float().double()
-        gain = gain / torch.sqrt(variance + norm.eps)
-        step.bias = (beta + (step.bias.double() - mean) * gain).float()
-        step.weight = (step.weight.double() * gain.reshape([-1] + [1] * (step.weight.ndim - 1))).float()
+        return gain / torch.sqrt(variance + norm.eps), mean, beta
 
     # ---- deriving: scales, integers and multipliers of each step
 
@@ -284,6 +334,9 @@ class Emulation:
         return {"scale": step.scale, "zero_point": torch.tensor(step.zero_point), "grid": torch.tensor(step.grid)}
 
     def _derive_weights(self, step: _Step, input_scale: float, target: float) -> None:
+        if step.name in self._decided:
+            self._take_decided(step, self._decided[step.name], input_scale, target)
+            return
         bits, per_channel = self._plan.weights[step.name], self._plan.per_channel
         weight = step.weight.double()
         rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
@@ -298,6 +351,8 @@ class Emulation:
                 spread = 3 * torch.tensor(squares, dtype=torch.float64).sqrt()
                 low, high = torch.maximum(low, means - spread), torch.minimum(high, means + spread)
             scale = arithmetic.symmetric_scale(torch.maximum(low.abs(), high.abs()), qmax)
+        if per_channel:
+            scale[step.vanished] = torch.finfo(torch.float32).tiny
         bias = step.bias.double()
         needed = bias.abs() / (input_scale * _BIAS_LIMIT)
         needed = needed if per_channel else needed.amax(0, keepdim=True)
@@ -313,13 +368,28 @@ class Emulation:
         if not per_channel:
             scale, mantissa, exponent = scale[0], mantissa[0], exponent[0]
         step.parameters |= {
-            "weight": integers.unsqueeze(2) if integers.ndim == 3 else integers,  # sequences are images of height 1
+            # Sequences are images of height 1. In int8, because large networks have many of them.
+            "weight": (integers.unsqueeze(2) if integers.ndim == 3 else integers).to(torch.int8),
             "weight_grid": torch.tensor((-qmax, qmax)),
             "weight_scale": scale,
             "weight_zero_point": torch.zeros_like(scale, dtype=torch.int64),
             "bias": torch.round(bias / (scales * input_scale)).long(),
             "mantissa": mantissa,
             "exponent": exponent,
+        }
+
+    def _take_decided(self, step: _Step, decided: DecidedWeights, input_scale: float, target: float) -> None:
+        """Bias and multiplier from weights that were decided elsewhere; their scales already leave room for the bias."""
+        scales = decided.scale.double()
+        mantissa, exponent = arithmetic.fixed_point(((scales * input_scale) / target).reshape(-1).tolist())
+        step.parameters |= {
+            "weight": decided.integers,
+            "weight_grid": torch.tensor(decided.grid),
+            "weight_scale": decided.scale,
+            "weight_zero_point": torch.zeros_like(decided.scale, dtype=torch.int64),
+            "bias": torch.round(decided.bias.double() / (scales * input_scale)).long(),
+            "mantissa": mantissa.reshape(scales.shape),
+            "exponent": exponent.reshape(scales.shape),
         }
 
     def _window(self, step: _Step) -> int:

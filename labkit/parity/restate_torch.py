@@ -5,6 +5,8 @@ This proves the engine's execution, not the conversion: parameters are taken fro
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,8 +25,10 @@ __all__ = ["run_graph"]
 _WINDOWED = int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d | int_ops.AdaptiveAveragePool2d | int_ops.Pad
 
 
-def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Every node's result by name: int64 [N, C, H, W], float32 after a Dequantize node.
+def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every node's name and result, one after the other: int64 [N, C, H, W], float32 after a Dequantize node.
+
+    A result that no later node takes is let go, so that little is held.
 
     Parameters
     ----------
@@ -36,11 +40,15 @@ def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> dict[str, torch.Te
     UnsupportedOperation
         A requantizer has another rule than SINGLE.
     """
+    last_use = {name: node.name for node in graph for name in node.inputs}
     results: dict[str, torch.Tensor] = {}
-    with torch.inference_mode():
-        for node in graph:
+    for node in graph:
+        with torch.inference_mode():
             results[node.name] = _execute(graph, node, x, [results[name] for name in node.inputs])
-    return results
+        yield node.name, results[node.name]
+        for name in {*node.inputs, node.name}:
+            if last_use.get(name, node.name) == node.name:
+                del results[name]
 
 
 def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays: list[torch.Tensor]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from labkit.errors import InputError
 
-__all__ = ["WORKERS", "image_batches", "in_threads"]
+__all__ = ["WORKERS", "image_batches", "images_for", "in_threads", "sized_batches"]
 
 BATCH = 128
 _SMALL_IMAGE = 3 * 32 * 32  # numbers
@@ -35,6 +36,30 @@ def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float3
     InputError
         An item is not an array of real numbers with a batch axis.
     """
+    for array in _arrays(batches):
+        image = max(1, math.prod(array.shape[1:]))
+        yield from _cut(array, max(1, min(size, size * _SMALL_IMAGE // image)))
+
+
+def sized_batches(batches: Any, size: int) -> Iterator[NDArray[np.float32]]:
+    """`image_batches` of at most ``size`` images, whatever their size: for whoever knows what one of them takes.
+
+    Raises
+    ------
+    InputError
+        As `image_batches`.
+    """
+    for array in _arrays(batches):
+        yield from _cut(array, size)
+
+
+def images_for(budget: int, image_bytes: int, largest: int) -> int:
+    """How many images of ``image_bytes`` each fit into ``budget`` bytes: at least 1, at most ``largest``."""
+    return max(1, min(largest, budget // max(1, image_bytes)))
+
+
+def _arrays(batches: Any) -> Iterator[NDArray[np.floating]]:
+    """The arrays [N, ...] of real numbers that ``batches`` consists of, as they are handed in."""
     if hasattr(batches, "__array__") or hasattr(batches, "detach"):
         batches = [batches]
     if not isinstance(batches, Iterable):
@@ -49,9 +74,12 @@ def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float3
                 f"Images must be real numbers (float32) with a batch axis, [N, ...], got {array.dtype} {array.shape}. "
                 f"Normalise pixels as for the float network first: for labkit's own networks x = pixels / 127.5 - 1."
             )
-        step = max(1, min(size, size * _SMALL_IMAGE // max(1, array[0].size))) if len(array) else 1
-        for start in range(0, len(array), step):
-            yield array[start : start + step].astype(np.float32)
+        yield array
+
+
+def _cut(array: NDArray[np.floating], step: int) -> Iterator[NDArray[np.float32]]:
+    for start in range(0, len(array), step):
+        yield array[start : start + step].astype(np.float32)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], workers: int = WORKERS) -> Iterator[Result]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -16,11 +16,16 @@ from labkit.files import write_atomically
 from labkit.frontends.float_run import run_float
 from labkit.graph.ir import FloatGraph
 from labkit.quantization.batches import image_batches
-from labkit.quantization.observers import Observer, TensorStatistics
-from labkit.quantization.plan import observed_names
-from labkit.quantization.ranges import RANGES, choose_range
+from labkit.quantization.clipping.lapq import lapq
+from labkit.quantization.clipping.methods import CLIPPING, check_options
+from labkit.quantization.histogram import Histogram, StreamingHistogram
+from labkit.quantization.observers import MOMENTUM, Observer, TensorStatistics
+from labkit.quantization.plan import BitPlan, observed_names
+from labkit.quantization.ranges import ALL_RANGES, RANGES, choose_from, choose_range
 
-__all__ = ["Calibration", "calibrate"]
+__all__ = ["Calibration", "calibrate", "choose_ranges"]
+
+Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -30,20 +35,27 @@ class Calibration:
     statistics : what was observed.
     ranges : (low, high) in real units, chosen by ``method``.
     images : how many images were seen.
+    options : of the method, plain JSON values.
+    averages : moving averages (low, high) of the batches' extremes. Neither saved nor compared.
+    histograms : where they were asked for. Neither saved nor compared.
     """
 
     statistics: Mapping[str, TensorStatistics]
     ranges: Mapping[str, tuple[float, float]]
     method: str
     images: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    averages: Mapping[str, tuple[float, float]] = field(default_factory=dict, compare=False, repr=False)
+    histograms: Mapping[str, Histogram] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "statistics", MappingProxyType(dict(self.statistics)))
-        object.__setattr__(self, "ranges", MappingProxyType(dict(self.ranges)))
+        for name in ("statistics", "ranges", "options", "averages", "histograms"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
 
     def __str__(self) -> str:
         width = max(len(name) for name in self.ranges)
-        lines = [f"Calibration on {self.images:,} images, ranges by {self.method}"]
+        options = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        lines = [f"Calibration on {self.images:,} images, ranges by {self.method}{f' ({options})' if options else ''}"]
         for name, (low, high) in self.ranges.items():
             seen = self.statistics[name]
             lines.append(
@@ -60,12 +72,13 @@ class Calibration:
             The method is unknown, or a tensor was always 0.
         """
         chosen = {name: choose_range(method, seen, name) for name, seen in self.statistics.items()}
-        return Calibration(self.statistics, chosen, method, self.images)
+        return replace(self, ranges=chosen, method=method, options={})
 
     def to_json(self) -> dict[str, Any]:
-        """The calibration as plain JSON values; numbers survive to the last bit."""
+        """The calibration as plain JSON values; numbers survive to the last bit, averages and histograms do not."""
         return {
             "method": self.method,
+            **({} if self.method in RANGES else {"options": dict(self.options)}),
             "images": self.images,
             "ranges": {name: list(ends) for name, ends in self.ranges.items()},
             "statistics": {name: asdict(seen) for name, seen in self.statistics.items()},
@@ -86,6 +99,7 @@ class Calibration:
                 {name: (float(ends[0]), float(ends[1])) for name, ends in values["ranges"].items()},
                 values["method"],
                 values["images"],
+                dict(values.get("options", {})),
             )
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise QuantizationError(
@@ -103,14 +117,25 @@ class Calibration:
         write_atomically(path, json.dumps(self.to_json(), indent=2) + "\n")
 
 
-def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibration:
-    """Run the simplified ``graph`` on ``batches`` and observe every tensor that needs a scale.
+def calibrate(
+    graph: FloatGraph,
+    batches: Any,
+    ranges: str = "minmax",
+    *,
+    histograms: bool = False,
+    momentum: float = MOMENTUM,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Run the simplified ``graph`` on ``batches`` once and observe every tensor that needs a scale.
 
     Parameters
     ----------
     graph : a FloatGraph with one input, after `passes.simplify`
     batches : one float array or tensor [N, ...], or any iterable of them (a pair's first item is taken as the images)
-    ranges : "minmax" or "3sigma"
+    ranges : "minmax" or "3sigma"; `choose_ranges` applies the methods that depend on the bits
+    histograms : collect one of each tensor, which those methods look at (64 kB each, however many images there are)
+    momentum : of the moving averages of the batches' extremes; a batch has at most 128 images
+    progress : called after each batch with the number of images so far
 
     Raises
     ------
@@ -125,11 +150,14 @@ def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibr
         raise InputError(f"Calibration feeds one input, this network has {', '.join(graph.inputs)}.")
     name = graph.inputs[0]
     shape = graph[name].op.shape  # type: ignore[union-attr]
-    observers = {tensor: Observer(tensor) for tensor in observed_names(graph)}
+    collectors: dict[str, Observer | StreamingHistogram] = {
+        tensor: StreamingHistogram(tensor, momentum=momentum) if histograms else Observer(tensor, momentum)
+        for tensor in observed_names(graph)
+    }
 
     def observe(tensor: str, value: torch.Tensor) -> torch.Tensor:
-        if tensor in observers:
-            observers[tensor].update(value.numpy())
+        if tensor in collectors:
+            collectors[tensor].update(value.numpy())
         return value
 
     images = 0
@@ -138,10 +166,80 @@ def calibrate(graph: FloatGraph, batches: Any, ranges: str = "minmax") -> Calibr
             raise InputError(f"The calibration images have shape {batch.shape[1:]}, the network takes {shape}.")
         run_float(graph, {name: batch}, observe, only_outputs=True)
         images += len(batch)
+        if progress is not None:
+            progress(images)
     if images == 0:
         raise QuantizationError(
             "The calibration set is empty, so no ranges can be found. Hand in a few hundred images like those of training, "
             "for example labkit.data.load('auto').calibration(512)."
         )
+    counted = {tensor: c.result() for tensor, c in collectors.items() if isinstance(c, StreamingHistogram)}
+    observers = {tensor: c.observer if isinstance(c, StreamingHistogram) else c for tensor, c in collectors.items()}
     statistics = {tensor: observer.result() for tensor, observer in observers.items()}
-    return Calibration(statistics, dict.fromkeys(statistics, (0.0, 0.0)), ranges, images).with_ranges(ranges)
+    averages = {tensor: observer.average() for tensor, observer in observers.items()}
+    nothing = dict.fromkeys(statistics, (0.0, 0.0))
+    return Calibration(statistics, nothing, ranges, images, {}, averages, counted).with_ranges(ranges)
+
+
+def choose_ranges(
+    calibration: Calibration, graph: FloatGraph, plan: BitPlan, method: str, **options: Any
+) -> Calibration:
+    """The same observations with the ranges that ``method`` chooses for the grids of ``plan``.
+
+    Parameters
+    ----------
+    calibration : of ``graph``; made with ``histograms=True`` unless the method is "minmax", "3sigma" or "ema"
+    graph : the simplified FloatGraph
+    plan : bits and grids of its activations
+    method : one of `ranges.ALL_RANGES`
+    options : of the method: percentile=; steps= ("mse", "l2.4"); variant= ("kl"); distribution= ("aciq"); for "lapq" a
+        function loss=, called with (low, high) by tensor, and the other parameters of `clipping.lapq.lapq`
+
+    Raises
+    ------
+    QuantizationError
+        The method or an option is unknown, the calibration is of another network or lacks what the method looks at, or
+        a tensor was always 0.
+    """
+    if method not in ALL_RANGES:
+        raise QuantizationError(f"ranges must be one of {', '.join(ALL_RANGES)}, got {method!r}.")
+    names = observed_names(graph)
+    if missing := [name for name in names if name not in calibration.statistics]:
+        raise QuantizationError(
+            f"The calibration knows no tensor {missing[0]!r}; it has {', '.join(calibration.statistics)}. "
+            f"Calibrate this network."
+        )
+    if method == "lapq":
+        return _lapq_ranges(calibration, names, plan, options)
+    if method in CLIPPING:
+        check_options(method, options)
+    chosen = {
+        name: choose_from(
+            method,
+            name,
+            calibration.statistics[name],
+            calibration.averages.get(name),
+            calibration.histograms.get(name),
+            plan.activation_spec(name),
+            **options,
+        )
+        for name in names
+    }
+    return replace(calibration, ranges=chosen, method=method, options=options)
+
+
+def _lapq_ranges(
+    calibration: Calibration, names: tuple[str, ...], plan: BitPlan, options: dict[str, Any]
+) -> Calibration:
+    kept = {key: value for key, value in options.items() if key != "loss"}
+    if "loss" not in options or not set(kept) <= {"exponents", "iterations", "max_evaluations"}:
+        raise QuantizationError(
+            f"Ranges by 'lapq' need a function loss= and take the options exponents, iterations and max_evaluations, "
+            f"got {', '.join(options) or 'none'}. quantization.quantized_loss makes such a function."
+        )
+    for name in names:  # for the errors that every method raises
+        choose_from("percentile", name, calibration.statistics[name], None, calibration.histograms.get(name),
+                    plan.activation_spec(name))  # fmt: skip
+    specs = {name: plan.activation_spec(name) for name in names}
+    found = lapq({name: calibration.histograms[name] for name in names}, specs, **options)
+    return replace(calibration, ranges=found.ranges, method="lapq", options={**kept, "exponent": found.exponent})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,16 +30,22 @@ from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan, tensor_names
+from labkit.quantization.rounded import RoundedLayer
 from labkit.quantization.tensors import output_tensor
 
 __all__ = ["convert", "quantize_bias", "quantize_weight"]
 
 BIAS_LIMIT = 2**30  # half of int32: the other half is left to the products
 _ADD_BITS = 30
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
 def convert(
-    graph: FloatGraph, calibration: Calibration, plan: BitPlan, notes: Mapping[str, Any] | None = None
+    graph: FloatGraph,
+    calibration: Calibration,
+    plan: BitPlan,
+    notes: Mapping[str, Any] | None = None,
+    rounded: Mapping[str, RoundedLayer] | None = None,
 ) -> IntGraph:
     """The integer network.
 
@@ -48,7 +54,8 @@ def convert(
     graph : after `passes.simplify`
     calibration : a range for each tensor of the graph
     plan : bits and grids
-    notes : plain JSON values to keep with the result; calibration and plan are added
+    notes : plain JSON values to keep with the result; calibration, plan and the biases of ``rounded`` are added
+    rounded : by layer, weights that were rounded elsewhere and the bias that goes with them; other layers are rounded here
 
     Raises
     ------
@@ -58,12 +65,15 @@ def convert(
         A bias, multiplier or accumulator does not fit 32 bits.
     """
     _check_names(graph, plan)
+    rounded = dict(rounded or {})
+    for name, layer in rounded.items():
+        _check_rounded(name, layer, graph, plan)
     tensors: dict[str, Tensor] = {}
     nodes: list[IntNode] = []
     for node in graph:
         inputs = [tensors[name] for name in node.inputs]
         tensors[node.name] = output_tensor(node, inputs, calibration, plan)
-        op = _operation(node, inputs, tensors[node.name], plan)
+        op = _operation(node, inputs, tensors[node.name], plan, rounded.get(node.name))
         nodes.append(IntNode(node.name, op, node.inputs, tensors[node.name], node.carries))
     taken = {*tensors, *(carried for node in graph for carried in node.carries)}
     outputs = []
@@ -78,29 +88,39 @@ def convert(
         tensors[border] = Tensor(tensors[name].shape, None, None)
         nodes.append(IntNode(border, int_ops.Dequantize(), (name,), tensors[border]))
     kept = {**(notes or {}), "calibration": calibration.to_json(), "plan": plan.to_json()}
+    if rounded:
+        kept["rounded_biases"] = {name: [float(b) for b in layer.bias] for name, layer in rounded.items()}
     return IntGraph(tuple(nodes), tuple(outputs), kept)
 
 
-def quantize_weight(name: str, weight: NDArray[np.float32], spec: QuantSpec, ranges: str = "minmax") -> QTensor:
+def quantize_weight(
+    name: str, weight: NDArray[np.float32], spec: QuantSpec, ranges: str = "minmax", vanished: Sequence[int] = ()
+) -> QTensor:
     """Integers of the weights of the layer ``name``, rounded to nearest (eqs. 2 and 4; one bit: eq. 6).
 
     ``weight`` is float32 [O, ...]; ``spec`` the grid; ``ranges`` "minmax" or "3sigma" (clipped at mean -+ 3 standard
-    deviations of the tensor or channel, inside the actual range).
+    deviations of the tensor or channel, inside the actual range). Channels that are ``vanished`` are zeros on purpose: per
+    channel they get the smallest scale, which their bias then enlarges (eq. 8a).
 
     Raises
     ------
     QuantizationError
         A weight is not finite, or a whole channel (or tensor) is zero; the message names the layer.
     """
+    per_tensor = isinstance(spec.granularity, PerTensor)
+    ranged = weight
+    if vanished and not per_tensor:
+        ranged = weight.copy()
+        ranged[list(vanished)] = _SMALLEST_SCALE * spec.qmax
     try:
         if ranges == "minmax" or spec.is_binary:
-            return quantize_tensor(weight, params_from_values(weight, spec), spec)
-        reals = weight.astype(np.float64)
-        rows = reals.reshape(1 if isinstance(spec.granularity, PerTensor) else len(reals), -1)
+            return quantize_tensor(weight, params_from_values(ranged, spec), spec)
+        reals = ranged.astype(np.float64)
+        rows = reals.reshape(1 if per_tensor else len(reals), -1)
         means = exact_mean(rows)
         spread = 3 * np.sqrt(exact_mean(np.square(rows - means[:, None])))
         low, high = np.maximum(rows.min(1), means - spread), np.minimum(rows.max(1), means + spread)
-        ends = (low[0], high[0]) if isinstance(spec.granularity, PerTensor) else (low, high)
+        ends = (low[0], high[0]) if per_tensor else (low, high)
         return quantize_tensor(weight, params_from_range(*ends, spec), spec)
     except QuantizationError as error:
         raise QuantizationError(f"{name}, weights: {error}") from error
@@ -166,7 +186,25 @@ def _check_names(graph: FloatGraph, plan: BitPlan) -> None:
             )
 
 
-def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitPlan) -> IntOp:
+def _check_rounded(name: str, layer: RoundedLayer, graph: FloatGraph, plan: BitPlan) -> None:
+    op = graph[name].op if name in {node.name for node in graph} else None
+    if not isinstance(op, float_ops.Conv2d | float_ops.Linear):
+        raise QuantizationError(f"Rounded weights are given for {name!r}, which is no layer of this network.")
+    if layer.weight.values.shape != op.weight.shape:
+        raise QuantizationError(
+            f"{name}: the rounded weights have shape {layer.weight.values.shape}, the layer's have {op.weight.shape}. "
+            f"Round the weights of this network."
+        )
+    wanted, got = plan.weight_spec(name).bits, layer.weight.spec.bits
+    if got != wanted:
+        raise QuantizationError(
+            f"{name}: the weights were rounded to {got} bits, the plan gives {wanted}. Hand in the plan they were rounded by."
+        )
+
+
+def _operation(
+    node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitPlan, rounded: RoundedLayer | None
+) -> IntOp:
     op = node.op
     if isinstance(op, float_ops.Input):
         return int_ops.Quantize(tuple(op.shape))
@@ -190,8 +228,13 @@ def _operation(node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitP
     scales = [np.float64(t.quantized[1].scale) for t in inputs]
     target = np.float64(output.quantized[1].scale)
     if isinstance(op, float_ops.Conv2d | float_ops.Linear):
-        weight = quantize_weight(node.name, op.weight, plan.weight_spec(node.name), plan.weight_ranges)
-        weight, bias = quantize_bias(node.name, op.bias, op.weight, weight, np.float32(inputs[0].quantized[1].scale))
+        if rounded is None:
+            spec = plan.weight_spec(node.name)
+            weight = quantize_weight(node.name, op.weight, spec, plan.weight_ranges, op.vanished)
+            reals, real_bias = op.weight, op.bias
+        else:
+            weight, reals, real_bias = rounded.weight, rounded.weight.dequantized(), rounded.bias
+        weight, bias = quantize_bias(node.name, real_bias, reals, weight, np.float32(inputs[0].quantized[1].scale))
         requantizer = _requantizer(
             node.name, weight.params.scale.astype(np.float64) * scales[0] / target, output, clamp
         )

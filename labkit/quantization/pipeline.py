@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from labkit.errors import QuantizationError
 from labkit.frontends.torch_fx import from_torch, parameters_digest
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
 from labkit.quantization.batches import image_batches
-from labkit.quantization.calibration import calibrate
+from labkit.quantization.calibration import calibrate, choose_ranges
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
+from labkit.quantization.quantized_loss import quantized_loss
+from labkit.quantization.ranges import ALL_RANGES, RANGES
+from labkit.quantization.weight_rounding.best import BEST, BEST_METHOD
+from labkit.quantization.weight_rounding.driver import METHODS as METHODS_OF_ROUNDING
+from labkit.quantization.weight_rounding.driver import round_weights
+from labkit.quantization.weight_rounding.options import RoundingOptions
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["METHODS", "ROUNDINGS", "quantize"]
 
-ROUNDINGS = ("nearest",)
-METHODS: dict[str, dict[str, Any]] = {"minmax": {"ranges": "minmax"}, "3sigma": {"ranges": "3sigma"}}
+ROUNDINGS = METHODS_OF_ROUNDING
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"ranges": name} for name in ALL_RANGES},
+    **{name: {"rounding": name} for name in ROUNDINGS},
+    "best": {"rounding": BEST_METHOD, "rounding_options": BEST},
+}
+_LOSS_IMAGES = 256  # LAPQ runs the network on them some hundred times
 
 
 def quantize(
@@ -35,8 +50,10 @@ def quantize(
     plan: BitPlan | None = None,
     per_channel: bool = True,
     activation_scheme: str = "affine",
+    rounding_options: RoundingOptions | None = None,
+    seed: int = 0,
 ) -> IntegerNet:
-    """Quantize a trained network after training: fold, calibrate, convert.
+    """Quantize a trained network after training: fold, calibrate, round, convert.
 
     Parameters
     ----------
@@ -46,18 +63,23 @@ def quantize(
         A few hundred images like those of training, in the module's own float32 input layout. No labels are needed.
     weights, activations : int
         Bits: 1..8 and 2..8. The network's input and output keep 8 bits; a ``plan`` can say otherwise.
-    ranges : "minmax" or "3sigma"
-        How activation ranges are chosen.
-    rounding : "nearest"
-        How weights are rounded.
+    ranges : str
+        How activation ranges are chosen: minmax, 3sigma, ema, percentile, mse, l2.4, kl, aciq or lapq.
+    rounding : str
+        How weights are rounded: nearest, or a method that looks at the images, one of `ROUNDINGS`.
     method : str, optional
-        A preset that fills the rest: "minmax" or "3sigma".
+        A preset that fills the rest: the name of one of the ranges or roundings, or "best", the strongest combination
+        found (`labkit.quantization.weight_rounding.best`).
     plan : BitPlan, optional
         Bits layer by layer; replaces ``weights``, ``activations``, ``per_channel`` and ``activation_scheme``.
     per_channel : bool
         One weight scale for each output channel (True) or each layer.
     activation_scheme : "affine" or "symmetric"
         Unsigned with a zero point, or signed without.
+    rounding_options : RoundingOptions, optional
+        Everything that a rounding but "nearest" can be told.
+    seed : int
+        Of what a rounding draws at random.
 
     Returns
     -------
@@ -73,17 +95,7 @@ def quantize(
     InputError
         The images do not fit the module.
     """
-    if method is not None:
-        if method not in METHODS:
-            raise QuantizationError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-        preset = METHODS[method]["ranges"]
-        if ranges not in ("minmax", preset):
-            raise QuantizationError(
-                f"method={method!r} means ranges={preset!r}, but ranges={ranges!r} is given: drop one."
-            )
-        ranges = preset
-    if rounding not in ROUNDINGS:
-        raise QuantizationError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}.")
+    ranges, rounding, rounding_options = _filled(method, ranges, rounding, rounding_options)
     if plan is not None and not isinstance(plan, BitPlan):
         raise QuantizationError(f"plan must be a BitPlan (BitPlan.load reads one), got {type(plan).__name__}.")
     given = (weights, activations, per_channel, activation_scheme)
@@ -98,9 +110,65 @@ def quantize(
         plan = BitPlan.uniform(
             graph, weights, activations, per_channel=per_channel, activation_scheme=activation_scheme
         )
-    calibration = calibrate(graph, images, ranges)
-    notes = {"rounding": rounding, "source": type(module).__name__, "parameters_sha256": parameters_digest(module)}
-    return IntegerNet(convert(graph, calibration, plan, notes))
+    seen: list[NDArray[np.float32]] = []
+    wanted = rounding_options.images if rounding != "nearest" else _LOSS_IMAGES if ranges == "lapq" else 0
+    images = _keeping(images, seen, wanted)
+    if ranges in RANGES:
+        calibration = calibrate(graph, images, ranges)
+    else:
+        calibration = calibrate(graph, images, histograms=ranges != "ema")
+        options = {}
+        if ranges == "lapq":
+            options["loss"] = quantized_loss(graph, calibration, plan, np.concatenate(seen)[:_LOSS_IMAGES])
+        calibration = choose_ranges(calibration, graph, plan, ranges, **options)
+    notes: dict[str, Any] = {
+        "rounding": rounding,
+        "source": type(module).__name__,
+        "parameters_sha256": parameters_digest(module),
+    }
+    if rounding == "nearest":
+        return IntegerNet(convert(graph, calibration, plan, notes))
+    result = round_weights(graph, calibration, plan, seen, rounding, rounding_options, seed)
+    notes |= {"seed": seed, "rounding_options": asdict(rounding_options)}
+    return IntegerNet(convert(graph, result.calibration, plan, notes, result.layers))
+
+
+def _filled(
+    method: str | None, ranges: str, rounding: str, options: RoundingOptions | None
+) -> tuple[str, str, RoundingOptions]:
+    """Ranges, rounding and its options, with what the preset ``method`` says in place of what was left out."""
+    if method is not None:
+        if method not in METHODS:
+            raise QuantizationError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+        given = {"ranges": ranges, "rounding": rounding, "rounding_options": options}
+        left_out = {"ranges": "minmax", "rounding": "nearest", "rounding_options": None}
+        for name, value in METHODS[method].items():
+            if given[name] not in (left_out[name], value):
+                raise QuantizationError(
+                    f"method={method!r} means {name}={value!r}, but {name}={given[name]!r} is given: drop one."
+                )
+            given[name] = value
+        ranges, rounding = str(given["ranges"]), str(given["rounding"])
+        options = cast(RoundingOptions | None, given["rounding_options"])
+    for what, got, allowed in (("ranges", ranges, ALL_RANGES), ("rounding", rounding, ROUNDINGS)):
+        if got not in allowed:
+            raise QuantizationError(f"{what} must be one of {', '.join(allowed)}, got {got!r}.")
+    if options is not None and rounding == "nearest":
+        raise QuantizationError(
+            "rounding_options are for roundings that look at images, and rounding='nearest' does not: drop one."
+        )
+    return ranges, rounding, options or RoundingOptions()
+
+
+def _keeping(
+    images: Iterable[NDArray[np.float32]], seen: list[NDArray[np.float32]], wanted: int
+) -> Iterable[NDArray[np.float32]]:
+    """The same batches; the first ``wanted`` images are also put into ``seen``."""
+    for batch in images:
+        if wanted > 0:
+            seen.append(batch[:wanted])
+            wanted -= len(seen[-1])
+        yield batch
 
 
 def _peek(batches: Any) -> tuple[Iterable[Any], tuple[int, ...]]:

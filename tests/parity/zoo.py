@@ -115,6 +115,12 @@ def _dead_branch(s: Any, x: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def _scaled_channels(x: torch.Tensor) -> torch.Tensor:
+    """As torchvision's Inception and GoogLeNet do where their ``transform_input`` is set."""
+    numbers = enumerate(((0.458, -0.03), (-0.7, 0.25), (0.45, -0.188)))
+    return torch.cat([torch.unsqueeze(x[:, i], 1) * gain + shift for i, (gain, shift) in numbers], 1)
+
+
 def _tiny_weights() -> nn.Module:
     module: Any = row(conv=conv(), relu=nn.ReLU(), last=conv(4, 2))
     with torch.no_grad():
@@ -531,6 +537,11 @@ CASES = (
             fc=nn.Linear(24, 5),
         ),
         ("x", "conv", "uneven", "relu", "flatten", "adaptive_avg_pool1d", "flatten_1", "fc"),
+    ),
+    Case(
+        "every channel of the input scaled and shifted",
+        lambda: net(lambda s, x: s.conv(_scaled_channels(x)), conv=conv()),
+        ("x", "cat", "conv"),
     ),
     Case("tiny weights under an ordinary bias", _tiny_weights, ("input_1", "conv", "relu", "last")),
 )

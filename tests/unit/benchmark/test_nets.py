@@ -7,21 +7,13 @@ import pytest
 import torch
 
 import labkit
-from labkit.benchmark.nets import BATCHES, NETS, ResNet20, Subject, subject
+from labkit.benchmark.nets import BATCHES, NETS, Subject, subject
 from labkit.data.dataset import DataSet
 from labkit.errors import InputError
 from labkit.graph.costs import costs
 
 
-def test_resnet20_is_the_one_of_the_paper() -> None:
-    """Table 6 of He et al. 2015 gives 0.27 million parameters; the 1x1 shortcuts add 2,752."""
-    net = ResNet20()
-    layers = [part for part in net.modules() if isinstance(part, torch.nn.Conv2d | torch.nn.Linear)]
-    assert len([part for part in layers if getattr(part, "kernel_size", (0, 0)) != (1, 1)]) == 20
-    assert sum(parameter.numel() for parameter in net.parameters()) == 272_474
-
-
-def test_resnet20_is_seeded_and_alive(digits: DataSet, resnet20: Subject) -> None:
+def test_resnet20_is_the_same_each_time_and_alive(digits: DataSet, resnet20: Subject) -> None:
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     first, again = resnet20, subject("resnet20", digits)

@@ -9,7 +9,8 @@ import pytest
 from unit.engine.graphs import S8, U8, Builder, affine, images_for, lenet
 
 from labkit.arithmetic.requantize import RoundingRule
-from labkit.engine.arena import arena_for
+from labkit.engine import arena as arenas
+from labkit.engine.arena import arena_for, chunk_of
 from labkit.engine.memory import share_memory, slot_bytes
 from labkit.engine.node_by_node import run_nodes
 from labkit.engine.plan import Buffer, Step
@@ -186,3 +187,20 @@ def test_images_run_together_while_the_cache_holds_them():
     assert few_in_words == few_in_bytes == 1
     assert 1 < many_in_words < many_in_bytes < 32
     assert many_in_bytes // 2 == many_in_words  # twice as many images of half the size
+
+
+def test_a_trace_of_large_images_takes_few_at_a_time(monkeypatch):
+    """Whose tensors are all kept: a chunk of those whose tensors share memory would be too much."""
+    graph = residual_net(size=32, repeat=2, spec=U8)
+    prepared = prepare(graph)
+    each = sum(buffer.bytes for buffer in prepared.buffers if buffer.is_per_image)
+    inputs = images_for(graph, prepared.chunk + 3)
+    expected = trace(prepared, inputs)
+    assert chunk_of(prepared) == chunk_of(prepared, keeps_all=True) == prepared.chunk > 4
+    for budget, chunk in ((1, 1), (3 * each + 1, 3), (1 << 40, prepared.chunk)):
+        monkeypatch.setattr(arenas, "_TRACED_BYTES", budget)
+        fresh = prepare(graph)
+        assert chunk_of(fresh, keeps_all=True) == chunk
+        for name, array in trace(fresh, inputs).items():
+            np.testing.assert_array_equal(array, expected[name])
+        assert arena_for(fresh, 2, keeps_all=True).capacity == chunk

@@ -161,7 +161,7 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
         "transpose: the order",
         "batch",
     ),
-    "split": (lambda: after_conv(lambda y: y.chunk(2, 1)[0]), "getitem: getitem", REWRITE),
+    "split": (lambda: after_conv(lambda y: y.chunk(2, 1)[0]), "getitem: taking a part of a tensor", REWRITE),
     "linear on an image": (
         lambda: row(fc=nn.Linear(8, 5)),
         "fc: a linear layer needs a flat input",

@@ -255,6 +255,78 @@ def test_schedules() -> None:
     assert learning_rate_at(replace(step, schedule="constant"), 49, 5) == 0.03
 
 
+def test_one_cycle_rises_for_a_fifth_and_falls_to_the_end() -> None:
+    recipe = replace(RECIPE, schedule="one-cycle", epochs=10, learning_rate=0.2, final_learning_rate=0.0)
+    rates = [learning_rate_at(recipe, step, 5) for step in range(50)]
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[10] == pytest.approx(0.2) == max(rates)
+    assert np.allclose(np.diff(rates[:11]), 0.018)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[30] == pytest.approx(0.1)
+    assert 0 < rates[-1] < 0.0005
+
+
+RESNET = replace(
+    RECIPE,
+    network="resnet20",
+    epochs=2,
+    precision="bfloat16",
+    channels_last=True,
+    label_smoothing=0.1,
+    schedule="one-cycle",
+)
+
+
+@pytest.mark.parametrize("network", ["resnet20", "mobilenetv2-small"])
+def test_nets_with_batch_norm_resume_to_the_same_bytes(network: str, digits: DataSet, tmp_path: Path) -> None:
+    recipe = replace(RESNET, network=network)
+    few = replace(digits, train_images=digits.train_images[:80], train_labels=digits.train_labels[:80])
+    weights = f"{network}-mnist5k.safetensors"
+    assert train(recipe, few, tmp_path / "at once") is not None
+    assert train(recipe, few, tmp_path / "killed", stop_after=1) is None
+    result = train(recipe, few, tmp_path / "killed")
+    assert result is not None
+    assert (tmp_path / "killed" / weights).read_bytes() == (tmp_path / "at once" / weights).read_bytes()
+    loaded = models.load(network, "mnist5k", weights=tmp_path / "killed" / weights)
+    assert training.accuracy(loaded, digits.test_images, digits.test_labels) == result.test_accuracy
+    assert all(parameter.dtype == torch.float32 for parameter in loaded.parameters())
+
+
+def test_precision_and_smoothing_and_layout_matter_as_much_as_they_should(digits: DataSet, tmp_path: Path) -> None:
+    few = replace(digits, train_images=digits.train_images[:80], train_labels=digits.train_labels[:80])
+    plain = replace(RESNET, epochs=1, precision="float32", channels_last=False, label_smoothing=0.0)
+    losses = {}
+    for name, change in {
+        "plain": {},
+        "bfloat16": {"precision": "bfloat16"},
+        "channels last": {"channels_last": True},
+        "smoothed": {"label_smoothing": 0.5},
+    }.items():
+        result = train(replace(plain, **change), few, tmp_path / name)  # type: ignore[arg-type]
+        assert result is not None
+        losses[name] = result.record["mean_training_loss"][0]
+    assert losses["channels last"] == pytest.approx(losses["plain"], rel=1e-3)
+    assert 0 < abs(losses["bfloat16"] - losses["plain"]) < 0.1 * losses["plain"]
+    assert abs(losses["smoothed"] - losses["plain"]) > 1e-3
+
+
+def test_recipe_written_before_a_field_was_there_still_counts(digits: DataSet, finished: Path) -> None:
+    recipe_file = finished / FILES[0]
+    record = json.loads(recipe_file.read_text())
+    for field in ("label_smoothing", "precision", "channels_last", "device"):
+        del record["recipe"][field]
+    recipe_file.write_text(json.dumps(record))
+    result = train(RECIPE, digits, finished)
+    assert result is not None
+    assert result.already_there
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics processor")
+def test_missing_graphics_processor_is_said(digits: DataSet, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"device cuda, and torch finds none"):
+        train(replace(RECIPE, device="cuda"), digits, tmp_path)
+
+
 @pytest.mark.parametrize("mirror", [False, True])
 def test_augmentation_shifts_and_mirrors_within_bounds(mirror: bool) -> None:
     rng = np.random.default_rng(0)

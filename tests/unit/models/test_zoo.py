@@ -17,6 +17,8 @@ from labkit.models.training import accuracy
 SHIPPED = [(name, used) for name in models.names() for used in models.data_for(name)]
 NEEDED = {("lenet", "cifar10"): 69.0, ("lenet-bias", "cifar10"): 69.0}
 NEEDED |= {("lenet", "mnist5k"): 97.5, ("lenet-bias", "mnist5k"): 97.5}
+NEEDED |= {("resnet20", "cifar10"): 90.5, ("mobilenetv2-small", "cifar10"): 88.0}
+NEEDED |= {("resnet20", "mnist5k"): 98.0, ("mobilenetv2-small", "mnist5k"): 98.0}
 
 
 @pytest.mark.parametrize(("name", "used"), SHIPPED)

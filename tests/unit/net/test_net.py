@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from parity.nets import images, quantized, tiers
 from parity.zoo import conv, row
 
 import labkit
+from labkit.engine import node_by_node
 from labkit.errors import InputError, ModelError, OutputError, QuantizationError
+from labkit.graph.ir import IntGraph
 from labkit.kernels import reference
 from labkit.kernels.kernel_set import REFERENCE, KernelSet
 from labkit.net import IntegerNet
@@ -386,3 +388,22 @@ def test_net_of_one_convolution() -> None:
 def test_threads_are_a_whole_number(threads: Any, net: IntegerNet) -> None:
     with pytest.raises(InputError, match="threads: got .*whole number, 1 or more"):
         net.run(np.zeros((1, *net.graph[net.graph.inputs[0]].output.shape), np.float32), threads=threads)
+
+
+@pytest.mark.parametrize(("budget", "most"), [(1, 1), (1 << 18, 19), (1 << 40, 20)])
+def test_large_images_run_node_by_node_few_at_a_time(
+    net: IntegerNet, budget: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, sizes = images(20), []
+    expected = net.trace(x, kernels="reference")
+    compute = node_by_node.run_nodes
+
+    def counted(graph: IntGraph, inputs: Mapping[str, Any], kernels: KernelSet) -> Any:
+        sizes.append(len(inputs[graph.inputs[0]]))
+        return compute(graph, inputs, kernels)
+
+    monkeypatch.setattr("labkit.net.NODE_BY_NODE_BYTES", budget)
+    monkeypatch.setattr(node_by_node, "run_nodes", counted)
+    found = net.trace(x, kernels="reference")
+    assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert sum(sizes) == 20 and max(sizes) <= most

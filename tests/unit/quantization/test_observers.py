@@ -90,3 +90,34 @@ def test_an_activation_that_is_always_0_is_named(method: str) -> None:
 def test_an_unknown_method_is_refused() -> None:
     with pytest.raises(QuantizationError, match=r"ranges must be one of minmax, 3sigma, got 'kl2'"):
         choose_range("kl2", TensorStatistics(0, 1, 0, 1, 1), "x")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
+def test_moving_averages_follow_the_batches(momentum: float) -> None:
+    batches = [np.random.default_rng(i).normal(i, 1 + i, 50) for i in range(6)]
+    observer = Observer("x", momentum)
+    low, high = batches[0].min(), batches[0].max()
+    for i, batch in enumerate(batches):
+        observer.update(batch)
+        if i:
+            low, high = momentum * low + (1 - momentum) * batch.min(), momentum * high + (1 - momentum) * batch.max()
+        assert observer.average() == pytest.approx((low, high), rel=1e-12)
+    if momentum == 0:
+        assert observer.average() == (batches[-1].min(), batches[-1].max())
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, 2, float("nan")])
+def test_a_momentum_that_never_settles_is_refused(momentum: float) -> None:
+    with pytest.raises(QuantizationError, match="momentum"):
+        Observer("x", momentum)
+
+
+def test_moving_averages_of_nothing_are_refused() -> None:
+    with pytest.raises(QuantizationError, match="no moving averages"):
+        Observer("x").average()
+
+
+def test_merging_with_one_that_saw_nothing() -> None:
+    some = Observer("x")
+    some.update(np.array([1.0, 2.0, 6.0]))
+    assert some.merged(Observer("x")).result() == Observer("x").merged(some).result() == some.result()

@@ -1,0 +1,1 @@
+"""Which of the neighbouring integers a weight becomes: the layer's output decides, not the weight alone."""

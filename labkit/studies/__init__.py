@@ -1,0 +1,1 @@
+"""Tables and figures of the literature, reproduced at lab scale: `labkit study`."""

@@ -1,0 +1,24 @@
+"""The list of studies. Importing it imports none of them."""
+
+from __future__ import annotations
+
+from labkit.errors import InputError
+from labkit.studies.study import Study
+
+__all__ = ["STUDIES", "find"]
+
+STUDIES: tuple[Study, ...] = ()
+
+
+def find(name: str) -> Study:
+    """The study called ``name``.
+
+    Raises
+    ------
+    InputError
+        There is none.
+    """
+    for study in STUDIES:
+        if study.name == name:
+            return study
+    raise InputError(f"There is no study {name!r}. Choose one of: {', '.join(study.name for study in STUDIES)}.")

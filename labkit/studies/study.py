@@ -1,0 +1,190 @@
+"""`Study`, `Settings` and `StudyResult`: what a study is asked to do and what it found, as frozen data with a JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from labkit.errors import InputError
+
+__all__ = ["Figure", "Finding", "Series", "Settings", "Study", "StudyResult", "Table", "Tell", "mean_and_spread"]
+
+SCHEMA = "labkit.study/1"
+Cell = str | float | int | None
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much a study does.
+
+    data : "cifar10" or "mnist5k"
+    data_dir : where CIFAR-10 may lie
+    seeds : how often what depends on chance is repeated, with seeds 0, 1, ...; at least 1
+    images : test images; None for all
+    calibration : training images that ranges and roundings see, without labels
+    smoke : everything once and as short as can be, to see that it runs; its figures mean nothing
+    """
+
+    data: str = "cifar10"
+    data_dir: Path | None = None
+    seeds: int = 3
+    images: int | None = None
+    calibration: int = 1024
+    smoke: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "calibration"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.images is not None and self.images < 1:
+            raise InputError(f"images must be at least 1, got {self.images}.")
+
+    @classmethod
+    def short(cls) -> Settings:
+        """The smoke version, on digits that need no network."""
+        return cls("mnist5k", None, 1, 100, 64, smoke=True)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a title: ``columns`` as headings, ``rows`` of as many cells. Units stand in the headings."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", tuple(self.columns))
+        object.__setattr__(self, "rows", tuple(tuple(row) for row in self.rows))
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise InputError(f"Table {self.title!r}: {len(self.columns)} columns, but a row of {len(row)}: {row}.")
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a figure: ``x`` and ``y`` of one length; ``error`` of that length, or empty."""
+
+    label: str
+    x: tuple[float | str, ...]
+    y: tuple[float, ...]
+    error: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "x", tuple(self.x))
+        object.__setattr__(self, "y", tuple(float(value) for value in self.y))
+        object.__setattr__(self, "error", tuple(float(value) for value in self.error))
+        if len(self.x) != len(self.y) or len(self.error) not in (0, len(self.y)):
+            raise InputError(
+                f"Series {self.label!r}: x, y and error must have one length, "
+                f"got {len(self.x)}, {len(self.y)} and {len(self.error)}."
+            )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: ``line`` (points joined), ``scatter``, ``bar`` (x are words) or ``step`` (a histogram: x are left edges).
+
+    name : the stem of its file
+    marks : upright lines by label, at their x
+    """
+
+    name: str
+    title: str
+    kind: Literal["line", "scatter", "bar", "step"]
+    x_label: str
+    y_label: str
+    series: tuple[Series, ...]
+    marks: Mapping[str, float] = field(default_factory=dict)
+    log_x: bool = False
+    log_y: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "series", tuple(self.series))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the document, what was measured here, and whether that agrees: "yes", "no" or "partly"."""
+
+    claim: str
+    measured: str
+    agrees: Literal["yes", "no", "partly"]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study found.
+
+    tables, figures, findings : in the order in which the page shows them
+    notes : sentences that a reader needs: what differs from the document, what was corrected in it
+    """
+
+    tables: tuple[Table, ...]
+    findings: tuple[Finding, ...]
+    figures: tuple[Figure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StudyResult:
+        """The result that `to_json` made ``values`` of.
+
+        Raises
+        ------
+        InputError
+            ``values`` is not such a result.
+        """
+        try:
+            if values["schema"] != SCHEMA:
+                raise InputError(f"A study's result must be {SCHEMA}, got {values['schema']}. Run the study again.")
+            return cls(
+                tuple(Table(**table) for table in values["tables"]),
+                tuple(Finding(**finding) for finding in values["findings"]),
+                tuple(
+                    Figure(**{**figure, "series": tuple(Series(**series) for series in figure["series"])})
+                    for figure in values["figures"]
+                ),
+                tuple(values["notes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"This is not a study's result ({type(error).__name__}: {error}).") from error
+
+
+@dataclass(frozen=True)
+class Study:
+    """A table or figure of a document.
+
+    name : as the command line knows it; also its folder in docs/studies
+    title : a line
+    source : the document, and where in it
+    says : what the document reports, in a sentence or two with its figures
+    module : where its function ``run(settings, tell) -> StudyResult`` is; imported when it is run
+    minutes : about how long the whole of it takes on two cores
+    """
+
+    name: str
+    title: str
+    source: str
+    says: str
+    module: str
+    minutes: float
+
+
+def mean_and_spread(values: tuple[float, ...] | list[float], digits: int = 2) -> str:
+    """``mean ± standard deviation`` of ``values`` (one number where there is one), with ``digits`` decimals.
+
+    The deviation is that of a sample (n - 1).
+    """
+    import statistics
+
+    mean = statistics.fmean(values)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
