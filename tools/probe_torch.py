@@ -61,6 +61,11 @@ def with_call(function: Callable[[Any], Any]) -> nn.Module:
     return Network(function).eval()
 
 
+class _Channels(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.unsqueeze(x[:, i], 1) * (0.45 + i / 100) + (i / 20 - 0.1) for i in range(3)], 1)
+
+
 def _conv(**options: Any) -> nn.Module:
     return nn.Conv2d(3, 4, 3, **options)
 
@@ -167,6 +172,7 @@ FORMS: dict[str, Callable[[], tuple[nn.Module, ...]]] = {
     "depthwise convolution": lambda: (nn.Conv2d(3, 3, 3, groups=3),),
     "depthwise convolution with two filters a channel": lambda: (nn.Conv2d(3, 6, 3, groups=3),),
     "batch norm that follows no layer": lambda: (nn.MaxPool2d(2), nn.BatchNorm2d(3)),
+    "every channel of the input times a number, plus a number (`transform_input`)": lambda: (_Channels(),),
     "ReLU of the input": lambda: (nn.ReLU(),),
     "max-pool with padding": lambda: (nn.MaxPool2d(3, 2, padding=1),),
     "max-pool with a dilation of 2": lambda: (nn.MaxPool2d(2, dilation=2),),

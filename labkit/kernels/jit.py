@@ -37,7 +37,8 @@ __all__ = ["cache_folder", "entry_point", "jit"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SOURCES = ("kernels", "engine")  # folders of labkit whose code is compiled or chooses what is
+# folders of labkit whose code is compiled or chooses what is
+_SOURCES = ("kernels", "engine", "quantization/weight_rounding")
 _KEPT_FOLDERS = 8  # older ones belong to sources or versions that are gone
 _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 

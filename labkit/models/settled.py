@@ -16,7 +16,8 @@ def settled(build: Callable[[], nn.Module], images: NDArray[np.float32], seed: i
     """A network whose shapes, speed and arithmetic are real, and whose answers mean nothing; in evaluation mode.
 
     Batch norms get gains and shifts as training leaves them, and the statistics of ``images``. Fresh statistics (mean 0,
-    variance 1) would let the activations of a deep random net shrink to nothing.
+    variance 1) would let the activations of a deep random net shrink to nothing. Biases that begin at 0 get small values,
+    because zeros need neither room nor an addition.
 
     Parameters
     ----------
@@ -37,6 +38,9 @@ def settled(build: Callable[[], nn.Module], images: NDArray[np.float32], seed: i
             norm.reset_running_stats()
             norm.momentum = None  # a plain mean over the batches
             norm.train()
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None and not part.bias.any():
+                nn.init.normal_(part.bias, 0.0, 0.05)
         with torch.no_grad():
             module(torch.from_numpy(images))
     return module.eval()

@@ -176,6 +176,7 @@ def decided_weights(graph: IntGraph) -> dict[str, DecidedWeights]:
         found[name] = DecidedWeights(
             torch.tensor(op.weight.values).long(),
             torch.tensor(op.weight.params.scale),
+            torch.tensor(op.weight.params.zero_point).long(),
             (op.weight.spec.qmin, op.weight.spec.qmax),
             torch.tensor(bias, dtype=torch.float32),
         )

@@ -34,11 +34,15 @@ _BIAS_LIMIT = 2**30
 class DecidedWeights:
     """Weights that a rounding method decided.
 
-    integers : int64 [O, ...], scale : float32 [O] or (), grid : smallest and largest integer, bias : float32 [O]
+    integers : int64 [O, ...]
+    scale, zero_point : float32 and int64, [O] or ()
+    grid : smallest and largest integer
+    bias : float32 [O]
     """
 
     integers: torch.Tensor
     scale: torch.Tensor
+    zero_point: torch.Tensor
     grid: tuple[int, int]
     bias: torch.Tensor
 
@@ -386,7 +390,7 @@ class Emulation:
             "weight": decided.integers,
             "weight_grid": torch.tensor(decided.grid),
             "weight_scale": decided.scale,
-            "weight_zero_point": torch.zeros_like(decided.scale, dtype=torch.int64),
+            "weight_zero_point": decided.zero_point,
             "bias": torch.round(decided.bias.double() / (scales * input_scale)).long(),
             "mantissa": mantissa.reshape(scales.shape),
             "exponent": exponent.reshape(scales.shape),
@@ -447,7 +451,8 @@ class Emulation:
             sums = centred[0] * centred[1]
         else:
             bias = p["bias"].reshape([-1] + [1] * (len(step.weight.shape) - 2))
-            sums = self._products(step, centred[0].double(), p["weight"].double()).long() + bias
+            zero_point = p["weight_zero_point"].reshape([-1] + [1] * (p["weight"].ndim - 1))
+            sums = self._products(step, centred[0].double(), (p["weight"] - zero_point).double()).long() + bias
         return arithmetic.requantized(sums, p["mantissa"], p["exponent"], step.zero_point, step.clamp)
 
     def _products(self, step: _Step, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,9 @@ def image_batches(batches: Any, size: int = BATCH) -> Iterator[NDArray[np.float3
 
 
 def sized_batches(batches: Any, size: int) -> Iterator[NDArray[np.float32]]:
-    """`image_batches` of at most ``size`` images, whatever their size: for whoever knows what one of them takes.
+    """Float32 arrays [N, ...] of at most ``size`` images each, for whoever knows what one of them takes.
+
+    ``batches`` as in `image_batches`, which is for those who do not.
 
     Raises
     ------

@@ -18,13 +18,13 @@ __all__ = ["RoundedLayer"]
 class RoundedLayer:
     """What `labkit.quantization.convert` takes in place of weights that it would round itself.
 
-    weight : integers [O, ...] with one scale, or one for each output channel, and zero point 0.
+    weight : integers [O, ...] with one scale and zero point, or one of each for each output channel.
     bias : float32 [O], in real units; zeros where the layer has none.
 
     Raises
     ------
     QuantizationError
-        The shapes do not fit, a zero point is not 0, or a bias is not finite.
+        The shapes do not fit, or a bias is not finite.
     """
 
     weight: QTensor
@@ -36,8 +36,6 @@ class RoundedLayer:
             raise QuantizationError(
                 f"Rounded weights must have one scale or one for each output channel (axis 0), got axis {granularity.axis}."
             )
-        if np.any(self.weight.params.zero_point):
-            raise QuantizationError("Rounded weights must have the zero point 0: use a symmetric grid.")
         bias = np.asarray(self.bias, np.float32)
         if bias.shape != (outputs,):
             raise QuantizationError(f"There must be one bias for each of {outputs} outputs, got shape {bias.shape}.")

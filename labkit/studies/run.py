@@ -60,7 +60,9 @@ def run_study(study: Study, settings: Settings, command: str, tell: Tell | None 
 
 
 def write_study(study: Study, content: dict[str, Any], folder: Path) -> None:
-    """Write result.json, the figures and the page into ``folder``, which is made.
+    """Write result.json, the figures and the page of ``study`` into ``folder``, which is made.
+
+    ``content`` is what `run_study` returned.
 
     Raises
     ------

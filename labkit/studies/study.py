@@ -26,6 +26,11 @@ class Settings:
     images : test images; None for all
     calibration : training images that ranges and roundings see, without labels
     smoke : everything once and as short as can be, to see that it runs; its figures mean nothing
+
+    Raises
+    ------
+    InputError
+        A number is less than 1.
     """
 
     data: str = "cifar10"
@@ -50,7 +55,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a title: ``columns`` as headings, ``rows`` of as many cells. Units stand in the headings."""
+    """A table with a title: ``columns`` as headings, ``rows`` of as many cells. Units stand in the headings.
+
+    Raises
+    ------
+    InputError
+        A row has more or fewer cells.
+    """
 
     title: str
     columns: tuple[str, ...]
@@ -66,7 +77,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a figure: ``x`` and ``y`` of one length; ``error`` of that length, or empty."""
+    """Points of a figure: ``x`` and ``y`` of one length; ``error`` of that length, or empty.
+
+    Raises
+    ------
+    InputError
+        The lengths differ.
+    """
 
     label: str
     x: tuple[float | str, ...]

@@ -21,7 +21,7 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"engine"}),
     frozenset({"net"}),
     frozenset("frontends exporters quantization sensitivity allocation models data parity reporting benchmark".split()),
-    frozenset({"course", "grading"}),
+    frozenset({"course", "grading", "studies"}),
     frozenset({"cli", "__main__"}),
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row}

@@ -21,7 +21,7 @@ from labkit.graph.passes import simplify
 from labkit.models.settled import settled
 from labkit.quantization.plan import BitPlan, tensor_names
 
-__all__ = ["NETS", "PLANS", "Brought", "images", "make"]
+__all__ = ["NETS", "PLANS", "Brought", "build", "images", "make"]
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,19 @@ def images(number: int, side: int, seed: int) -> NDArray[np.float32]:
     return (soft + 0.2 * torch.randn(number, 3, side, side, generator=random)).numpy()
 
 
-@cache
-def make(name: str, side: int) -> nn.Module:
-    """The network ``name`` of `NETS` with random weights, its batch norms settled on pictures of ``side`` pixels."""
+def build(name: str, **options: Any) -> nn.Module:
+    """The network ``name`` of torchvision with random weights; ``options`` are its builder's."""
     import_torchvision()
     from torchvision import models
 
-    build: Callable[..., nn.Module] = getattr(models, name)
-    return settled(lambda: build(weights=None, **NETS[name].options), images(4, side, seed=1))
+    builder: Callable[..., nn.Module] = getattr(models, name)
+    return builder(weights=None, **options)
+
+
+@cache
+def make(name: str, side: int) -> nn.Module:
+    """The network ``name`` of `NETS` with random weights, its batch norms settled on pictures of ``side`` pixels."""
+    return settled(lambda: build(name, **NETS[name].options), images(4, side, seed=1))
 
 
 def _alternating(graph: FloatGraph) -> BitPlan:

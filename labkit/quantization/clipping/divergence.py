@@ -45,7 +45,7 @@ class KLCurve:
 
 
 def merge_and_expand(counts: ArrayLike, levels: int) -> NDArray[np.float64]:
-    """``counts`` [B] merged into ``levels`` groups of B // levels bins and expanded again; float64 [B].
+    """``counts`` [B], integers or floats, merged into ``levels`` groups of B // levels bins and expanded again; float64 [B].
 
     The last group takes the remainder. Each group's sum is spread evenly over those of its bins that are not empty.
 
@@ -69,7 +69,7 @@ def merge_and_expand(counts: ArrayLike, levels: int) -> NDArray[np.float64]:
 
 
 def kl_divergence(p: ArrayLike, q: ArrayLike) -> float:
-    """The sum of P ln(P / Q) in nats, with ``p`` and ``q``, non-negative [B], divided by their sums first.
+    """The sum of P ln(P / Q) in nats, with ``p`` and ``q``, non-negative reals [B], divided by their sums first.
 
     Infinite where some Q is 0 and P is not.
 

@@ -20,7 +20,7 @@ from labkit.quantization.plan import BitPlan
 from labkit.quantization.weight_rounding.activation_ranges import output_error_chooser
 from labkit.quantization.weight_rounding.blocks import Block, find_blocks
 from labkit.quantization.weight_rounding.gram import Layer
-from labkit.quantization.weight_rounding.grids import RowGrid, grid_spec, minmax_grid
+from labkit.quantization.weight_rounding.grids import RowGrid
 from labkit.quantization.weight_rounding.methods import BLOCK_METHODS, LAYER_METHODS, Rows, round_layer
 from labkit.quantization.weight_rounding.options import LayerHistory, RoundedWeights, RoundingOptions
 from labkit.quantization.weight_rounding.prefix import Prefix
@@ -124,7 +124,7 @@ class _Run:
         else:
             grid = choose_grid(node, self.plan, self.options, problem.held)
             levels, grid, history = round_layer(self.method, problem, grid, self.options, generator)
-        nearest = minmax_grid(problem.weights, grid_spec(self.plan.weight_spec(node.name), "narrow"))
+        nearest = choose_grid(node, self.plan, RoundingOptions(grid="minmax"))
         variance = max(float(problem.gram.energy.sum()), 1e-30)
         for table, weights in (
             (self.before, nearest.values(nearest.nearest(problem.weights))),

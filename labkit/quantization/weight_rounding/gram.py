@@ -142,8 +142,9 @@ def collect_gram(
     offset = torch.from_numpy((np.zeros(outputs) if centred else bias).astype(np.float32))
     with torch.no_grad():
         for start in range(0, len(inputs), images):
-            places = np.sort(generator.permutation(positions)[:wanted])
-            x, y = window_rows(op, inputs[start : start + images], target[start : start + images], places)
+            chunk = slice(start, start + images)
+            places = _draw_places(generator, len(inputs[chunk]), positions, wanted)
+            x, y = window_rows(op, inputs[chunk], target[chunk], places)
             y = y - offset
             by_group = y.reshape(len(y), groups, -1).permute(1, 2, 0)  # [groups, O / groups, samples]
             gram += (x.transpose(1, 2) @ x).numpy()
@@ -152,6 +153,7 @@ def collect_gram(
             target_sums += y.sum(0, dtype=torch.float64).numpy()
             energy += y.double().square().sum(0).numpy()
             count += len(y)
+    gram = (gram + gram.transpose(0, 2, 1)) / 2  # the products round a little differently on both sides of the diagonal
     gram, cross, energy, mean, target_mean = (part / count for part in (gram, cross, energy, sums, target_sums))
     if not centred:
         return Gram(gram, cross, energy, np.zeros_like(mean), bias, count)
@@ -169,30 +171,36 @@ def window_rows(
     ----------
     op : a convolution or linear layer
     inputs, target : float32 [n, ...], images and what the layer shall put out
-    places : integers, positions in the output counted row by row
+    places : integers [n, p], for each image positions in the output, counted row by row
 
     Returns
     -------
-    windows float32 [groups, n * places, K], elements in the order of the layer's weights; targets float32 [n *
-    places, O]
+    windows float32 [groups, n * p, K], elements in the order of the layer's weights; targets float32 [n * p, O]
     """
-    index = torch.from_numpy(np.asarray(places, np.int64))
+    index = torch.from_numpy(np.array(places, np.int64))
+    images = torch.arange(len(inputs))[:, None]
     if isinstance(op, float_ops.Linear):
-        rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])[:, index].flatten(0, 1)
-        return rows[None], target.reshape(len(target), -1, target.shape[-1])[:, index].flatten(0, 1)
+        rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])[images, index].flatten(0, 1)
+        return rows[None], target.reshape(len(target), -1, target.shape[-1])[images, index].flatten(0, 1)
     if inputs.ndim == 3:  # sequences are images of height 1
         inputs, target = inputs.unsqueeze(2), target.unsqueeze(2)
     (top, bottom), (left, right) = op.padding
     pixels = torch.nn.functional.pad(inputs, (left, right, top, bottom)).permute(0, 2, 3, 1).contiguous()
-    images, height, width, channels = pixels.shape
-    rows_down, columns = op.weight.shape[2:]
-    row = (index // target.shape[3] * op.stride[0])[:, None, None] + torch.arange(rows_down)[:, None] * op.dilation[0]
-    column = (index % target.shape[3] * op.stride[1])[:, None, None] + torch.arange(columns) * op.dilation[1]
-    flat = (torch.arange(images) * height * width)[:, None] + (row * width + column).reshape(-1)
+    _, height, width, channels = pixels.shape
+    kernel = op.weight.shape[2:]
+    taps = (
+        torch.arange(kernel[0])[:, None] * op.dilation[0] * width + torch.arange(kernel[1]) * op.dilation[1]
+    ).reshape(-1)
+    corners = index // target.shape[3] * op.stride[0] * width + index % target.shape[3] * op.stride[1]
+    flat = (images * height * width + corners)[..., None] + taps
     # whole pixels are gathered, which is one copy of C numbers for each tap
     taken = pixels.reshape(-1, channels).index_select(0, flat.reshape(-1))
-    taps = rows_down * columns
-    windows = taken.reshape(-1, taps, op.groups, channels // op.groups).permute(2, 0, 3, 1)
-    return windows.reshape(op.groups, images * len(index), -1), target.flatten(2)[:, :, index].permute(0, 2, 1).flatten(
-        0, 1
-    )
+    windows = taken.reshape(-1, len(taps), op.groups, channels // op.groups).permute(2, 0, 3, 1)
+    wanted = target.flatten(2).permute(0, 2, 1)[images, index].flatten(0, 1)
+    return windows.reshape(op.groups, index.numel(), -1), wanted
+
+
+def _draw_places(generator: np.random.Generator, images: int, positions: int, wanted: int) -> NDArray[np.integer]:
+    """``wanted`` of all ``positions`` for each image, none twice."""
+    every = np.broadcast_to(np.arange(positions), (images, positions))
+    return every if wanted == positions else generator.permuted(every, axis=1)[:, :wanted]

@@ -47,3 +47,17 @@ def test_a_net_without_batch_norm_is_only_seeded() -> None:
         expected = build("lenet").state_dict()
     found = settled(lambda: build("lenet"), X, seed=3).state_dict()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_no_bias_is_left_at_zero() -> None:
+    def made() -> nn.Module:
+        module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        nn.init.zeros_(module[0].bias)
+        return module
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        as_drawn = made()[2].bias.detach().clone()
+    found = settled(made, X)
+    assert found[0].bias.abs().min() > 0
+    assert torch.equal(found[2].bias, as_drawn)

@@ -41,7 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 def test_histograms_change_nothing_else() -> None:
     plain = calibrate(GRAPH, X)
-    assert SEEN == plain and SEEN.to_json() == plain.to_json()
+    assert plain == SEEN and SEEN.to_json() == plain.to_json()
     assert not plain.histograms and set(SEEN.histograms) == set(observed_names(GRAPH)) == set(plain.averages)
     assert SEEN.averages == plain.averages
     for name, histogram in SEEN.histograms.items():
@@ -170,8 +170,8 @@ def test_the_loss_of_a_network() -> None:
 
 def test_the_joint_search_lowers_the_loss_of_a_network() -> None:
     plan = BitPlan.uniform(GRAPH, 8, 3)
-    loss = quantized_loss(GRAPH, SEEN, plan, X[:64].numpy())
-    chosen = choose_ranges(SEEN, GRAPH, plan, "lapq", loss=loss, exponents=(2.0, 3.0, 4.0), max_evaluations=120)
+    loss = quantized_loss(GRAPH, SEEN, plan, X[:32].numpy())
+    chosen = choose_ranges(SEEN, GRAPH, plan, "lapq", loss=loss, exponents=(2.0, 3.0, 4.0), max_evaluations=50)
     assert loss(chosen.ranges) < loss(SEEN.ranges)
     assert loss(chosen.ranges) <= loss(choose_ranges(SEEN, GRAPH, plan, "mse").ranges) + 0.01
     assert 2 <= chosen.options["exponent"] <= 4 and "loss" not in chosen.options

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import labkit
-from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec, params_from_values
+from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec, params_from_values, quantize_tensor
 from labkit.errors import ModelError, QuantizationError
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.passes import simplify
@@ -66,6 +66,23 @@ def test_given_weights_run_and_are_certified(bits: int, narrow: bool, granularit
     report = labkit.verify(net, MODULE, X)
     assert report.passed, report
     assert "decided by a rounding method (floor)" in report.against
+    for purpose in ("speed", "memory"):
+        assert np.array_equal(net.run(X, purpose=purpose), net.run(X, kernels="reference"))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_zero_points_of_their_own(bits: int, signed: bool) -> None:
+    spec = QuantSpec(bits, signed=signed, symmetric=False, granularity=PerAxis(0))
+    rounded = {}
+    for name in ("0", "3", "5"):
+        weight = GRAPH[name].op.weight  # type: ignore[union-attr]
+        made_of = quantize_tensor(weight, params_from_values(weight, spec), spec)
+        assert np.any(made_of.params.zero_point)
+        rounded[name] = RoundedLayer(made_of, np.full(len(weight), 0.2, np.float32))
+    net = made(rounded, bits)
+    report = labkit.verify(net, MODULE, X)
+    assert report.passed, report
     for purpose in ("speed", "memory"):
         assert np.array_equal(net.run(X, purpose=purpose), net.run(X, kernels="reference"))
 
@@ -125,10 +142,6 @@ def test_parts_that_make_no_sense_are_refused() -> None:
         replace(layer, bias=np.zeros(5, np.float32))
     with pytest.raises(QuantizationError, match="bias of channel 3 is nan"):
         replace(layer, bias=np.array([0, 0, 0, np.nan, 0, 0], np.float32))
-    affine = QuantSpec(4, signed=False, symmetric=False)
-    shifted = QTensor(np.zeros((6, 3), np.uint8), QParams(np.float32(1), np.int32(3)), affine)
-    with pytest.raises(QuantizationError, match="zero point 0"):
-        RoundedLayer(shifted, np.zeros(6, np.float32))
     sideways = QuantSpec(4, narrow=True, granularity=PerAxis(1))
     along = QTensor(np.zeros((6, 3), np.int8), QParams(np.ones(3, np.float32), np.zeros(3)), sideways)
     with pytest.raises(QuantizationError, match="axis 0"):

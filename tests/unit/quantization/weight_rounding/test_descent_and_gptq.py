@@ -124,7 +124,7 @@ def test_gptq_beats_nearest() -> None:
     weights, gram = form(20, 40, seed=5, shift=0)
     grid = grid_of(weights, 3)
     errors = [gram.error(grid.values(levels)).sum() for levels in (grid.nearest(weights), gptq(weights, grid, gram))]
-    assert errors[1] - 20 < 0.6 * (errors[0] - 20)
+    assert errors[1] - 20 < 0.7 * (errors[0] - 20)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

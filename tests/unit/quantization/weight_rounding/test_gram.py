@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -78,10 +79,19 @@ def test_minimum_of_the_exact_target_is_the_layer_itself(case: tuple) -> None:  
 def test_windows_are_those_of_unfold() -> None:
     op, x, target = convolution(CONVOLUTIONS[0])
     places = np.array([0, 5, 17, 71])
-    windows, taken = window_rows(op, x, target, places)
+    every = np.broadcast_to(places, (7, 4))
+    windows, taken = window_rows(op, x, target, every)
     wanted = F.unfold(x, (3, 3), padding=1)[:, :, places].permute(0, 2, 1).reshape(-1, 27)
     assert torch.equal(windows[0], wanted)
     assert torch.equal(taken, target.flatten(2)[:, :, places].permute(0, 2, 1).reshape(-1, 4))
+    own = np.random.default_rng(0).integers(0, 72, (7, 3))  # other places in every image
+    windows, taken = window_rows(op, x, target, own)
+    for image, place in product(range(7), range(3)):
+        one, one_target = window_rows(
+            op, x[image : image + 1], target[image : image + 1], own[image : image + 1, place : place + 1]
+        )
+        assert torch.equal(windows[0, image * 3 + place], one[0, 0])
+        assert torch.equal(taken[image * 3 + place], one_target[0])
 
 
 @pytest.mark.parametrize("shape", [(50, 6), (10, 5, 6)])
@@ -114,7 +124,7 @@ def test_few_samples_estimate_the_whole_and_depend_on_the_seed() -> None:
     assert some.samples == 2800
     assert np.array_equal(some.gram, again.gram)
     assert not np.array_equal(some.gram, other.gram)
-    assert np.abs(some.gram - whole.gram).max() < 0.3 * whole.gram.max()
+    assert np.abs(some.gram - whole.gram).max() < 0.15 * whole.gram.max()
 
 
 def test_ridge_leaves_the_error_of_the_original_weights_alone() -> None:

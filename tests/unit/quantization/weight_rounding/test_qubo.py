@@ -19,8 +19,6 @@ from labkit.quantization.weight_rounding.qubo_solvers import (
 )
 from labkit.quantization.weight_rounding.simple import up_share
 
-SOLVERS = (cross_entropy, anneal, descend_bits)
-
 
 def random_qubo(size: int, seed: int) -> Qubo:
     rng = np.random.default_rng(seed)
@@ -92,18 +90,17 @@ def test_exact_answer_of_no_bits_is_empty() -> None:
     assert solve_exactly(Qubo(np.zeros((0, 0)), np.zeros(0))).shape == (0,)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_solvers_are_never_worse_than_where_they_start_and_often_exact(solver) -> None:  # type: ignore[no-untyped-def]
-    exact = 0
+@pytest.mark.parametrize(("solver", "left"), [(cross_entropy, 0.1), (anneal, 0.02), (descend_bits, 0.15)])
+def test_solvers_go_most_of_the_way_to_the_exact_answer(solver, left: float) -> None:  # type: ignore[no-untyped-def]
+    short = whole = 0.0
     for seed in range(12):
-        qubo, chance = random_qubo(14, seed), np.random.default_rng(seed).random(14)
+        qubo, chance = random_qubo(14, seed), np.random.default_rng(seed).uniform(0.3, 0.7, 14)
         found = solver(qubo, chance, np.random.default_rng(0))
         assert found.dtype == np.bool_ and found.shape == (14,)
-        best = float(qubo.energy(solve_exactly(qubo)))
-        assert qubo.energy(found) >= best - 1e-9
-        assert qubo.energy(found) <= qubo.energy(chance >= 0.5) + 1e-9
-        exact += bool(qubo.energy(found) < best + 1e-9)
-    assert exact >= (2 if solver is descend_bits else 9)
+        best, start = float(qubo.energy(solve_exactly(qubo))), float(qubo.energy(chance >= 0.5))
+        assert best - 1e-9 <= qubo.energy(found) <= start + 1e-9
+        short, whole = short + float(qubo.energy(found)) - best, whole + start - best
+    assert short < left * whole
 
 
 @pytest.mark.parametrize("solver", [cross_entropy, anneal])
