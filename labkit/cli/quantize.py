@@ -31,9 +31,15 @@ def quantize(
     ] = None,
     weight_bits: Annotated[int, typer.Option("-w", "--weight-bits", help="1..8.")] = 8,
     activation_bits: Annotated[int, typer.Option("-a", "--activation-bits", help="2..8.")] = 8,
-    ranges: Annotated[str, typer.Option(help="Activation ranges: minmax, 3sigma, ema, percentile, mse, l2.4, kl, aciq or lapq.")] = "minmax",
-    rounding: Annotated[str, typer.Option(help="Weight rounding: nearest, gptq, adaround, brecq, ... (all: docs/support.md).")] = "nearest",
-    method: Annotated[str | None, typer.Option(help="A preset: best, or the name of one of the ranges or roundings.")] = None,
+    ranges: Annotated[
+        str, typer.Option(help="Activation ranges: minmax, 3sigma, ema, percentile, mse, l2.4, kl, aciq or lapq.")
+    ] = "minmax",
+    rounding: Annotated[
+        str, typer.Option(help="Weight rounding: nearest, gptq, adaround, brecq, ... (all: docs/support.md).")
+    ] = "nearest",
+    method: Annotated[
+        str | None, typer.Option(help="A preset: best, or the name of one of the ranges or roundings.")
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="A bit plan in JSON: bits layer by layer.")] = None,
     write_plan: Annotated[Path | None, typer.Option(help="Write the bit plan that was used to this file.")] = None,
     per_channel: Annotated[bool, typer.Option(help="One weight scale for each output channel, or each layer.")] = True,
@@ -113,6 +119,7 @@ def quantize(
                 rounding=rounding,
                 method=method,
                 seed=seed,
+                progress=tell,
                 plan=None if plan is None else BitPlan.load(plan),
                 per_channel=per_channel,
                 activation_scheme=activation_scheme,

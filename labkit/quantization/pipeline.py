@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,6 +53,7 @@ def quantize(
     activation_scheme: str = "affine",
     rounding_options: RoundingOptions | None = None,
     seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> IntegerNet:
     """Quantize a trained network after training: fold, calibrate, round, convert.
 
@@ -80,6 +82,8 @@ def quantize(
         Everything that a rounding but "nearest" can be told.
     seed : int
         Of what a rounding draws at random.
+    progress : function, optional
+        Called with (step, done, total) while weights are rounded by anything but "nearest".
 
     Returns
     -------
@@ -128,7 +132,8 @@ def quantize(
     }
     if rounding == "nearest":
         return IntegerNet(convert(graph, calibration, plan, notes))
-    result = round_weights(graph, calibration, plan, seen, rounding, rounding_options, seed)
+    tell = None if progress is None else partial(progress, "Round weights")
+    result = round_weights(graph, calibration, plan, seen, rounding, rounding_options, seed, progress=tell)
     notes |= {"seed": seed, "rounding_options": asdict(rounding_options)}
     return IntegerNet(convert(graph, result.calibration, plan, notes, result.layers))
 

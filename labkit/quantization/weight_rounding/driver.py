@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +41,7 @@ def round_weights(
     options: RoundingOptions | None = None,
     seed: int = 0,
     blocks: tuple[Block, ...] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> RoundedWeights:
     """Choose the integers of every layer's weights, from the first layer to the last.
 
@@ -55,6 +56,7 @@ def round_weights(
     seed : of all that is random
     blocks : what "brecq" and "qdrop" reconstruct together; None for the residual blocks of the graph, and layers
         between them
+    progress : called before each node of the graph, and at the end, with how many are done and how many there are
 
     Returns
     -------
@@ -80,6 +82,8 @@ def round_weights(
     else:
         by_first = {}
     for index, node in enumerate(graph):
+        if progress is not None:
+            progress(index, len(graph.nodes))
         if node.name in by_first:
             block = by_first[node.name]
             run.reconstructed |= reconstruct_block(prefix, block, plan, options, method == "qdrop", seed + index)
@@ -89,6 +93,8 @@ def round_weights(
         output = prefix.output(node)
         problem = layer_problem(prefix, node, output, options, seed + index)
         prefix.step(node, run.layer(node, problem, np.random.default_rng((seed, index))), output)
+    if progress is not None:
+        progress(len(graph.nodes), len(graph.nodes))
     nodes = tuple(replace(node, op=run.ops.get(node.name, node.op)) for node in graph)
     ranges = replace(prefix.calibration, method=f"{calibration.method}, omse") if chooser else calibration
     return RoundedWeights(

@@ -39,6 +39,11 @@ class Prefix:
     calibration : a range for each tensor; where a ``choose_range`` is given, it holds the ranges chosen so far.
     floats, rounded : results of the float network and of its twin by node name, while a later node takes them.
     tensors : grid and scale by node name.
+
+    Raises
+    ------
+    ModelError
+        The network has several inputs.
     """
 
     def __init__(

@@ -91,6 +91,14 @@ def test_images_may_come_once_and_in_any_portions(module: nn.Module) -> None:
         assert labkit.verify(parts, module, X).passed
 
 
+def test_progress_runs_from_nothing_to_all(module: nn.Module) -> None:
+    told: list[tuple[str, int, int]] = []
+    labkit.quantize(module, X, 4, 8, rounding="gptq", rounding_options=QUICK, progress=lambda *step: told.append(step))
+    assert {step for step, _, _ in told} == {"Round weights"}
+    done = [done for _, done, _ in told]
+    assert done == list(range(told[0][2] + 1))
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -11,7 +11,15 @@ import torch
 from torch import nn
 
 import labkit
-from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec, params_from_values, quantize_tensor
+from labkit.arithmetic.affine import (
+    PerAxis,
+    PerTensor,
+    QParams,
+    QTensor,
+    QuantSpec,
+    params_from_values,
+    quantize_tensor,
+)
 from labkit.errors import ModelError, QuantizationError
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.passes import simplify

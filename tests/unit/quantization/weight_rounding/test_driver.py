@@ -10,7 +10,7 @@ import torch
 from unit.quantization.weight_rounding.nets import images, residual
 
 from labkit.arithmetic.affine import QuantSpec, params_from_range
-from labkit.errors import InputError, QuantizationError
+from labkit.errors import InputError, ModelError, QuantizationError
 from labkit.frontends.float_run import run_float
 from labkit.graph.ir import FloatGraph
 from labkit.net import IntegerNet
@@ -313,3 +313,10 @@ def test_the_chooser_leaves_tensors_of_many_bits_alone() -> None:
         prefix.step(node)
     assert dict(prefix.calibration.ranges) == dict(CALIBRATION.ranges)
     assert fake_quantize(prefix.floats["fc"], prefix.tensors["fc"]).shape == (64, 5)
+
+
+def test_a_network_with_two_inputs_is_refused() -> None:
+    second = replace(GRAPH[GRAPH.inputs[0]], name="other")
+    graph = FloatGraph((second, *GRAPH.nodes), GRAPH.outputs)
+    with pytest.raises(ModelError, match="feeds one input, this network has other, x"):
+        Prefix(graph, CALIBRATION, BitPlan.uniform(GRAPH), IMAGES)
