@@ -2,16 +2,16 @@
 
 - Start: GPTQ on the asymmetric quadratic form. Then coordinate descent over all levels.
 - Scale: the grid with the least squared error of the weights; three times refitted to the levels found, with descent
-after each.
+  after each.
 - Levels: up to 3 bits the mirrored set, all 2**b of them. At 2 bits that is worth more than any search: four levels
-  instead of three.
+  instead of three. From 4 bits on it gains little and would cost the engine its packed weights.
 - Bias: in closed form, inside the loss.
 - Ridge: 1 %; 50 % in layers with fewer samples than inputs, where G says nothing of most directions.
 - Activations of up to 4 bits: ranges by output error. At 8 bits the ranges of the calibration are kept.
 
-The constants were compared on the last 5,000 training images of CIFAR-10 with nets and calibration images from the
-other 45,000 (by the divergence from the float network's answers, which is less noisy than accuracy); no test image
-took part.
+The constants were compared on the last 5,000 training images of CIFAR-10, with a LeNet and calibration images from the other
+45,000, and with a ResNet-20 that had seen all 50,000 (by the divergence from the float network's answers, which is less
+noisy than accuracy). No test image took part.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ def round_weights(
     options = options or RoundingOptions()
     if method not in METHODS:
         raise QuantizationError(f"The rounding method must be one of {', '.join(METHODS)}, got {method!r}.")
+    after_activation = method in BLOCK_METHODS or (method == "adaround-images" and options.with_activation)
+    options = replace(options, correct_bias=options.corrects_bias(after_activation))
     images = _images(graph, batches, options.images)
     chooser = output_error_chooser(options.omse_up_to) if options.activation_ranges == "omse" else None
     prefix = Prefix(graph, calibration, plan, images, chooser)

@@ -3,8 +3,10 @@
 Weights are rows, [O, K]. A weight stands at ``scale * level`` with a whole ``level`` between ``low`` and ``high``:
 the integer less its zero point. There are three sets of levels for b bits: the narrow one, -n .. n with n = 2**(b -
 1) - 1; the full one, with -n - 1 too; and the mirrored one, the full set or its mirror image -n .. n + 1, whichever
-suits a row better. A zero point of -1 mirrors a row, and it costs nothing at run time: the engine subtracts the zero
-points of weights once, beforehand. At 2 bits it is the step from three levels to four.
+suits a row better. A zero point of -1 mirrors
+a row. Up to 3 bits that costs nothing at run time: the engine subtracts the zero points of weights once, beforehand, and
+keeps what is left in 4 bits as before. A mirrored row of 4 bits holds 8, which needs 5, and one of 8 bits holds 128, which
+needs 9. At 2 bits it is the step from three levels to four.
 """
 
 from __future__ import annotations

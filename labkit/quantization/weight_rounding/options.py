@@ -34,7 +34,8 @@ class RoundingOptions:
     asymmetric : inputs from the quantized network, so that a layer makes up for errors before it; else from the float
         one.
     through_adds : a layer whose result is added to a branch already fixed makes up for that branch's error too.
-    correct_bias : the bias that goes with the rounded weights (closed form); else the bias stays.
+    correct_bias : the bias that goes with the rounded weights (closed form); else the bias stays. None: corrected, but for
+        methods that look at outputs after an activation function, which have fitted the weights to the bias as it was.
     ridge : what holds weights near their original values, as a share of the mean of the diagonal of G.
     scarce_ridge : the same for layers with fewer than ``scarce_below`` samples for each weight of a row.
     scarce_below : see above.
@@ -69,7 +70,7 @@ class RoundingOptions:
     samples: int = 32768
     asymmetric: bool = True
     through_adds: bool = True
-    correct_bias: bool = True
+    correct_bias: bool | None = None
     ridge: float = 0.01
     scarce_ridge: float = 0.5
     scarce_below: float = 1.0
@@ -89,6 +90,10 @@ class RoundingOptions:
     drop_share: float = 0.5
     fisher: bool = False
     history: tuple[int, ...] = ()
+
+    def corrects_bias(self, after_activation: bool) -> bool:
+        """Whether biases are corrected by a method that compares outputs ``after_activation`` or before it."""
+        return not after_activation if self.correct_bias is None else self.correct_bias
 
     def __post_init__(self) -> None:
         for what, got, allowed in (

@@ -72,7 +72,7 @@ def layer_problem(
     weights = weight_rows(op)
     inputs = (prefix.rounded if options.asymmetric else prefix.floats)[node.inputs[0]]
     target = prefix.target(node, output) if options.asymmetric and options.through_adds else output
-    gram = collect_gram(op, inputs, target, options.samples, options.correct_bias, seed)
+    gram = collect_gram(op, inputs, target, options.samples, options.corrects_bias(False), seed)
     scarce = gram.samples < options.scarce_below * weights.shape[1]
     held = gram.with_ridge(weights, options.scarce_ridge if scarce else options.ridge)
     return LayerProblem(node.name, op, node.activation, weights, gram, held, inputs, target)

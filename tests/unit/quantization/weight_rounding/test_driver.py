@@ -128,6 +128,14 @@ def test_bias_is_corrected_or_left() -> None:
         assert np.array_equal(corrected.graph[name].op.weight, GRAPH[name].op.weight)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("method", "after"), [("brecq", False), ("qdrop", False), ("adaround-images", True)])
+def test_methods_that_see_the_activation_keep_the_bias(method: str, after: bool) -> None:
+    options = replace(QUICK, iterations=3, with_activation=after)
+    for asked, kept in ((None, True), (False, True), (True, False)):
+        result = rounded(method, options=replace(options, correct_bias=asked))
+        assert np.array_equal(result.graph["a1"].op.bias, GRAPH["a1"].op.bias) is kept  # type: ignore[union-attr]
+
+
 def test_corrected_biases_take_the_mean_error_away() -> None:
     plan = BitPlan.uniform(GRAPH, 2, 8)
     result = round_weights(
