@@ -57,7 +57,7 @@ TRAINED = {
 BROUGHT = {"resnet18": 224, "resnet50": 224, "mobilenet_v2": 224, "inception_v3": 299, "squeezenet1_1": 224}  # pixels
 NETWORKS = (*TRAINED, *BROUGHT)
 
-_CALIBRATION, _IMAGES, _CERTIFIED = 512, 256, 100  # images for the nets that were trained here
+_CALIBRATION, _IMAGES, _CERTIFIED = 1024, 1000, 1000  # images for the nets that were trained here
 _BROUGHT_CALIBRATION, _BROUGHT_SETTLED, _BROUGHT_IMAGES = 32, 16, 16
 
 _NO_ACCURACY = "the weights are random, because the trained ones (ImageNet) cannot be had here"

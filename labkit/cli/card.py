@@ -43,6 +43,10 @@ def card(
     name: Annotated[str | None, typer.Option(help="Of the card; else the model's.")] = None,
     images: Annotated[int | None, typer.Option(help="Labelled images for the accuracy; else all.", min=1)] = None,
     calibration: Annotated[int, typer.Option(help="How many images choose the ranges.", min=1)] = 512,
+    calibration_data: Annotated[
+        str | None,
+        typer.Option(help="Where these come from; else --data, and of a folder some may be measured on too."),
+    ] = None,
     measured: Annotated[int, typer.Option(help="How many images the error of each layer is measured on.", min=1)] = 64,
     certified: Annotated[int, typer.Option(help="How many of these are compared with PyTorch.", min=1)] = 16,
     preprocessing: Preset = None,
@@ -66,6 +70,7 @@ def card(
     from labkit.cli.progress import progress_bars
     from labkit.cli.sources import find_images, find_module
     from labkit.data.preprocessing import PRESETS
+    from labkit.errors import InputError
     from labkit.files import folder_for, write_atomically
     from labkit.reporting.cards.measure import CardData, measure
     from labkit.reporting.cards.plot import sqnr_figure
@@ -79,9 +84,11 @@ def card(
         options.refuse_for(data)
     chosen = options.chosen((None if shipped else preset_of_model(model, weights)) or PRESETS["labkit"])
     title = name or (model.rpartition(":")[2] if ":" in model else f"{model}-{trained_on}")
+    if Path(title).name != title or title in ("", ".", ".."):
+        raise InputError(f"--name is the name of files in --out, without a folder, got {title!r}.")
     with folder_for(out) as folder, progress_bars(console) as tell:
         module = find_module(model, weights, trained_on)
-        seen = find_images(data, data_dir, calibration, chosen, "train")
+        seen = find_images(calibration_data or data, data_dir, calibration, chosen, "train")
         shown = np.concatenate(list(find_images(data, data_dir, measured, chosen, "test")))
         graded: Labelled | None = None
         if labelled or (labelled is None and shipped):
@@ -91,7 +98,9 @@ def card(
                 if shipped
                 else from_class_folders(Path(data), chosen, images, classes, class_file, False, tell)
             )
-        source = f"test images of {trained_on}" if shipped else Path(data).name
+        source = f"test images of {trained_on}" if shipped else f"pictures of {Path(data).name}"
+        if not shipped and calibration_data is None:
+            source += ", some of which may have chosen the ranges too"
         found = measure(
             title,
             module,

@@ -141,7 +141,7 @@ def _labels_by_sorting(folder: Path, names: tuple[str, ...], classes: int | None
 
 def _labels_by_file(file: Path, names: tuple[str, ...], classes: int | None) -> dict[str, int]:
     try:
-        lines = [line.strip() for line in file.read_text("utf-8").splitlines()]
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"Cannot read the class file {file}: {error}. Give a text file, one folder name a line."

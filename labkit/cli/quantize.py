@@ -77,12 +77,18 @@ def quantize(
     from labkit.cli.progress import progress_bars
     from labkit.cli.sources import find_images, find_module, watched
     from labkit.data.preprocessing import PRESETS
+    from labkit.errors import InputError
     from labkit.files import folder_of
     from labkit.graph.costs import costs
     from labkit.models.brought import remark_on
     from labkit.quantization.pipeline import quantize as quantize_module
     from labkit.quantization.plan import BitPlan
 
+    bits = None if plan is None else BitPlan.load(plan)
+    if bits is not None and (weight_bits, activation_bits, per_channel, activation_scheme) != (8, 8, True, "affine"):
+        raise InputError(
+            "A plan says all about bits and grids: give either --plan, or -w, -a, --no-per-channel and --activation-scheme."
+        )
     console = Console()
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     wanted = Wanted(analyse, analyse_images, analyse_json, analyse_plot)
@@ -100,7 +106,8 @@ def quantize(
     if weights_file is None and ":" not in model:  # so that `labkit verify` finds the float net by itself
         notes |= {"model": model, "trained_on": trained_on}
     with ExitStack() as folders:
-        for path in (output, *wanted.files_beside(output)):  # found out before the work, not after it
+        plan_files = () if write_plan is None else (write_plan,)
+        for path in (output, *plan_files, *wanted.files_beside(output)):  # found out before the work, not after it
             folders.enter_context(folder_of(path))
         calibration = find_images(data, data_dir, images, chosen, "train")
         seen = wanted.find(data, data_dir, chosen, calibration)
@@ -120,7 +127,7 @@ def quantize(
                 method=method,
                 seed=seed,
                 progress=tell,
-                plan=None if plan is None else BitPlan.load(plan),
+                plan=bits,
                 per_channel=per_channel,
                 activation_scheme=activation_scheme,
             ).with_notes(**notes)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.errors import InputError
+from labkit.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -70,9 +70,24 @@ class Preprocessing:
         return f"{resized}middle {self.crop} x {self.crop} px, mean ({mean}), std ({std})"
 
     def apply(self, picture: Image.Image) -> NDArray[np.float32]:
-        """The numbers of ``picture`` (of any mode, taken as RGB) as a network takes them: float32 [3, crop, crop]."""
+        """The numbers of ``picture`` as a network takes them: float32 [3, crop, crop].
+
+        Any mode of 8 bits is taken as RGB, 16 bits of grey as their upper 8; transparency and a note of the camera's
+        orientation are ignored, as torchvision does.
+
+        Raises
+        ------
+        DataError
+            The picture holds 32-bit or real numbers, of which nobody says what is white.
+        """
         from PIL import Image
 
+        if picture.mode in ("I", "F"):
+            raise DataError(
+                f"A picture of mode {picture.mode} holds numbers without a white: save it with 8 or 16 bits a pixel."
+            )
+        if picture.mode.startswith("I;16"):
+            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         fitted = picture.convert("RGB")
         if self.resize is not None:
             kind = Image.Resampling[self.interpolation.upper()]

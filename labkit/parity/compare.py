@@ -27,6 +27,7 @@ from labkit.parity.tally import Tally
 from labkit.quantization.batches import WORKERS, images_for, in_threads, sized_batches
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
+from labkit.quantization.rounded import rounded_digest
 
 __all__ = ["decided_weights", "parameters_of", "verify"]
 
@@ -71,16 +72,21 @@ def verify(
         raise InputError(f"verify takes the integer net first, then the module: got {type(net).__name__} as the net.")
     tally = Tally()
     graph = net.graph
-    emulation = None if module is None else _emulation(graph, module)
+    decided = {} if module is None else decided_weights(graph)
     remarks: tuple[str, ...] = ()
-    if module is not None and graph.notes.get("parameters_sha256") not in (None, parameters_digest(module)):
-        remarks = (
-            "The module's parameters are not those that were quantized: made anew without a seed, or other weights?",
-        )
+    if module is not None:
+        made_of, given = graph.notes.get("parameters_sha256"), parameters_digest(module)
+        if made_of not in (None, given):
+            remarks = (
+                "The module's parameters are not those that were quantized: made anew without a seed, or other weights?",
+            )
+        if decided and made_of != given:  # nothing else would tell, as the integers are not derived from the parameters
+            tally.missing("parameters of the module, sha256", str(made_of), given)
+    emulation = None if module is None else _emulation(graph, module, decided)
     if emulation is not None:
         for node in graph:
             if not isinstance(node.op, int_ops.Dequantize):
-                _compare_parameters(tally, node, emulation.parameters.get(node.name))
+                _compare_parameters(tally, node, emulation.parameters.get(node.name), node.name in decided)
         for name in emulation.parameters:
             if name not in {node.name for node in graph}:
                 tally.missing(f"node {name}", "present", "absent")
@@ -106,10 +112,11 @@ def verify(
         if module is not None
         else "from the net's own integers"
     )
-    if module is not None and (decided := graph.notes.get("rounded_biases")):
-        against += (
-            f"; the integer weights and real biases of {len(decided)} layers were decided by a rounding method "
-            f"({graph.notes.get('rounding', 'unnamed')}) and are taken as they are"
+    if decided:
+        count = sum(layer.integers.numel() for layer in decided.values())
+        remarks += (
+            f"Not derived, and not counted: {count:,} integer weights of {len(decided)} layers, their scales and real biases, "
+            f"which a rounding method decided ({graph.notes['rounding']}); they are those that were saved when it did.",
         )
     subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
     return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions(), remarks)
@@ -164,10 +171,16 @@ def decided_weights(graph: IntGraph) -> dict[str, DecidedWeights]:
     Raises
     ------
     ModelError
-        The saved biases do not fit the network.
+        The saved biases do not fit the network, no rounding method is named, or weights or biases are not those saved.
     """
     found = {}
-    for name, bias in graph.notes.get("rounded_biases", {}).items():
+    biases = graph.notes.get("rounded_biases", {})
+    if biases and graph.notes.get("rounding", "nearest") == "nearest":
+        raise ModelError(
+            "The net has weights that a rounding method decided, but names none, or rounding to nearest, which is derived. "
+            "Make it again with labkit.quantize."
+        )
+    for name, bias in biases.items():
         op = graph[name].op if name in {node.name for node in graph} else None
         if not isinstance(op, int_ops.Conv2d | int_ops.Linear) or len(bias) != len(op.weight.values):
             raise ModelError(
@@ -180,10 +193,15 @@ def decided_weights(graph: IntGraph) -> dict[str, DecidedWeights]:
             (op.weight.spec.qmin, op.weight.spec.qmax),
             torch.tensor(bias, dtype=torch.float32),
         )
+    if biases and graph.notes.get("rounded_sha256") != rounded_digest(graph.nodes, biases):
+        raise ModelError(
+            "The weights that a rounding method decided are not those that were saved with the net: it was changed or damaged. "
+            "Make it again with labkit.quantize."
+        )
     return found
 
 
-def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
+def _emulation(graph: IntGraph, module: nn.Module, decided: Mapping[str, DecidedWeights]) -> Emulation:
     missing = [key for key in ("calibration", "plan") if key not in graph.notes]
     if missing:
         raise ModelError(
@@ -197,7 +215,7 @@ def _emulation(graph: IntGraph, module: nn.Module) -> Emulation:
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{name} of the {kind} holds NaN or infinite values. Give the module that was quantized.")
     try:
-        emulation = Emulation(module, calibration, plan, shape, decided_weights(graph))
+        emulation = Emulation(module, calibration, plan, shape, decided)
     except (KeyError, InputError) as error:
         what = f"its calibration and bit plan do not name {error}." if isinstance(error, KeyError) else str(error)
         raise ModelError(
@@ -235,7 +253,12 @@ def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> 
     yield from borders.items()
 
 
-def _compare_parameters(tally: Tally, node: IntNode, expected: Mapping[str, torch.Tensor] | None) -> None:
+_DECIDED = ("weight", "weight_grid", "weight_scale", "weight_zero_point")
+
+
+def _compare_parameters(
+    tally: Tally, node: IntNode, expected: Mapping[str, torch.Tensor] | None, is_decided: bool
+) -> None:
     if expected is None:
         tally.missing(f"node {node.name}", "absent", "present")
         return
@@ -243,7 +266,7 @@ def _compare_parameters(tally: Tally, node: IntNode, expected: Mapping[str, torc
     for rule in _rules(node):
         if rule is not RoundingRule.SINGLE:  # what labkit's conversion promises, and what the emulation computes
             tally.missing(f"{node.name}.rule", RoundingRule.SINGLE.name, rule.name)
-    for name in sorted(set(expected) | set(got)):
+    for name in sorted((set(expected) | set(got)) - set(_DECIDED if is_decided else ())):
         where = f"{node.name}.{name}"
         if name not in expected or name not in got:
             tally.missing(where, "present" if name in expected else "absent", "present" if name in got else "absent")

@@ -40,7 +40,7 @@ class ParityReport:
     """A certificate: what was compared with what, over how many elements, and where they first differ.
 
     ``comparisons`` are in the order of the graph, ``first`` is None exactly when nothing differs; ``remarks`` are sentences
-    that may explain a difference.
+    that may explain a difference, or say what could not be derived and was taken as it is.
     """
 
     subject: str
@@ -71,6 +71,7 @@ class ParityReport:
             return (
                 f"{self.subject} against {self.against}: 0 of {self.elements:,} elements differ "
                 f"({len(self.comparisons)} comparisons, {self.images:,} images)."
+                + "".join(f" {r}" for r in self.remarks)
             )
         return (
             f"{self.subject} against {self.against}: {self.differing:,} of {self.elements:,} elements differ "

@@ -20,7 +20,7 @@ from labkit.quantization.clipping.lapq import lapq
 from labkit.quantization.clipping.methods import CLIPPING, check_options
 from labkit.quantization.histogram import Histogram, StreamingHistogram
 from labkit.quantization.observers import MOMENTUM, Observer, TensorStatistics
-from labkit.quantization.plan import BitPlan, observed_names
+from labkit.quantization.plan import BitPlan, observed_names, scale_owner
 from labkit.quantization.ranges import ALL_RANGES, RANGES, choose_from, choose_range
 
 __all__ = ["Calibration", "calibrate", "choose_ranges"]
@@ -186,6 +186,9 @@ def choose_ranges(
 ) -> Calibration:
     """The same observations with the ranges that ``method`` chooses for the grids of ``plan``.
 
+    "kl" keeps the whole range of the network's outputs: the tools that it comes from leave outputs in float, and clipped
+    logits change the probabilities.
+
     Parameters
     ----------
     calibration : of ``graph``; made with ``histograms=True`` unless the method is "minmax", "3sigma" or "ema"
@@ -213,8 +216,11 @@ def choose_ranges(
         return _lapq_ranges(calibration, names, plan, options)
     if method in CLIPPING:
         check_options(method, options)
+    whole = {scale_owner(graph, name) for name in graph.outputs} if method == "kl" else set()
     chosen = {
-        name: choose_from(
+        name: choose_range("minmax", calibration.statistics[name], name)
+        if name in whole
+        else choose_from(
             method,
             name,
             calibration.statistics[name],

@@ -30,10 +30,10 @@ from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan, tensor_names
-from labkit.quantization.rounded import RoundedLayer
+from labkit.quantization.rounded import RoundedLayer, rounded_digest
 from labkit.quantization.tensors import output_tensor
 
-__all__ = ["convert", "quantize_bias", "quantize_weight"]
+__all__ = ["check_plan", "convert", "quantize_bias", "quantize_weight"]
 
 BIAS_LIMIT = 2**30  # half of int32: the other half is left to the products
 _ADD_BITS = 30
@@ -64,7 +64,7 @@ def convert(
     BoundError
         A bias, multiplier or accumulator does not fit 32 bits.
     """
-    _check_names(graph, plan)
+    check_plan(graph, plan)
     rounded = dict(rounded or {})
     for name, layer in rounded.items():
         _check_rounded(name, layer, graph, plan)
@@ -90,6 +90,7 @@ def convert(
     kept = {**(notes or {}), "calibration": calibration.to_json(), "plan": plan.to_json()}
     if rounded:
         kept["rounded_biases"] = {name: [float(b) for b in layer.bias] for name, layer in rounded.items()}
+        kept["rounded_sha256"] = rounded_digest(nodes, kept["rounded_biases"])
     return IntGraph(tuple(nodes), tuple(outputs), kept)
 
 
@@ -172,8 +173,14 @@ def quantize_bias(
     return quantized, values.astype(np.int32)
 
 
-def _check_names(graph: FloatGraph, plan: BitPlan) -> None:
-    """A plan that names what is not there would be obeyed only in part."""
+def check_plan(graph: FloatGraph, plan: BitPlan) -> None:
+    """Refuse a ``plan`` that names what the simplified ``graph`` does not have, or leaves out what it has.
+
+    Raises
+    ------
+    QuantizationError
+        It would be obeyed only in part, or not at all.
+    """
     layers = [node.name for node in graph if isinstance(node.op, float_ops.Conv2d | float_ops.Linear)]
     for kind, table, known in (
         ("weights", plan.weights, layers),
@@ -183,6 +190,11 @@ def _check_names(graph: FloatGraph, plan: BitPlan) -> None:
             raise QuantizationError(
                 f"The bit plan gives {kind} bits for {extra[0]!r}, which this network does not have; "
                 f"it has {', '.join(known)}."
+            )
+        if left_out := [name for name in known if name not in table]:
+            raise QuantizationError(
+                f"The bit plan gives no {kind[:-1]} bits for {left_out[0]!r}; it names {', '.join(table) or 'nothing'}. "
+                f"Every layer and tensor needs its bits: {', '.join(known)}."
             )
 
 

@@ -17,7 +17,7 @@ from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
 from labkit.quantization.batches import image_batches
 from labkit.quantization.calibration import calibrate, choose_ranges
-from labkit.quantization.convert import convert
+from labkit.quantization.convert import check_plan, convert
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.quantized_loss import quantized_loss
 from labkit.quantization.ranges import ALL_RANGES, RANGES
@@ -114,6 +114,7 @@ def quantize(
         plan = BitPlan.uniform(
             graph, weights, activations, per_channel=per_channel, activation_scheme=activation_scheme
         )
+    check_plan(graph, plan)  # before the images are looked at, which may take long
     seen: list[NDArray[np.float32]] = []
     wanted = rounding_options.images if rounding != "nearest" else _LOSS_IMAGES if ranges == "lapq" else 0
     images = _keeping(images, seen, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ from labkit.files import write_atomically
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
 
-__all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "observed_names", "tensor_names"]
+__all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "observed_names", "scale_owner", "tensor_names"]
 
 ACTIVATION_SCHEMES = ("affine", "symmetric")
 WEIGHT_RANGES = ("minmax", "3sigma")
@@ -93,7 +93,7 @@ class BitPlan:
             As the class itself.
         """
         layers = [n.name for n in graph if isinstance(n.op, float_ops.Conv2d | float_ops.Linear)]
-        borders = {*graph.inputs, *(_scale_owner(graph, name) for name in graph.outputs)}
+        borders = {*graph.inputs, *(scale_owner(graph, name) for name in graph.outputs)}
         tensors = tensor_names(graph)
         return cls(
             dict.fromkeys(layers, weights),
@@ -149,6 +149,10 @@ class BitPlan:
                 f"A bit plan needs the keys weights and activations (name: bits), got no {' and no '.join(sorted(missing))}. "
                 f"`labkit quantize ... --write-plan plan.json` writes one to start from."
             )
+        if unknown := set(values) - {field.name for field in fields(cls)}:
+            raise QuantizationError(
+                f"A bit plan has no key {', '.join(sorted(unknown))}; it has {', '.join(f.name for f in fields(cls))}."
+            )
         try:
             return cls(**values)
         except (TypeError, ValueError) as error:
@@ -187,13 +191,15 @@ class BitPlan:
         return cls.from_json(values)
 
 
-def _scale_owner(graph: FloatGraph, name: str) -> str:
-    """The node whose range the result of ``name`` has: itself, or what a max-pool, flatten, pad, ... took it from."""
+def scale_owner(graph: FloatGraph, name: str) -> str:
+    """The node of ``graph`` whose range the result of ``name`` has: itself, or what a max-pool, flatten, ... took it from."""
     node = graph[name]
-    return _scale_owner(graph, node.inputs[0]) if isinstance(node.op, _KEEPS_SCALE) else name
+    return scale_owner(graph, node.inputs[0]) if isinstance(node.op, _KEEPS_SCALE) else name
 
 
 def _bits(table: Mapping[str, int], name: str, what: str) -> int:
     if name not in table:
-        raise QuantizationError(f"The bit plan gives no {what} bits for {name!r}; it names {', '.join(table)}.")
+        raise QuantizationError(
+            f"The bit plan gives no {what[:-1]} bits for {name!r}; it names {', '.join(table) or 'nothing'}."
+        )
     return table[name]

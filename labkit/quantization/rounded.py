@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +12,10 @@ from numpy.typing import NDArray
 from labkit.arithmetic.affine import PerAxis, QTensor
 from labkit.arithmetic.frozen import frozen_array
 from labkit.errors import QuantizationError
+from labkit.graph import int_ops
+from labkit.graph.ir import IntNode
 
-__all__ = ["RoundedLayer"]
+__all__ = ["RoundedLayer", "rounded_digest"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,3 +47,23 @@ class RoundedLayer:
             at = int(np.argmin(np.isfinite(bias)))
             raise QuantizationError(f"The bias of channel {at} is {bias[at]}. Look for it in the layer's weights.")
         object.__setattr__(self, "bias", frozen_array(bias))
+
+
+def rounded_digest(nodes: Iterable[IntNode], biases: Mapping[str, Sequence[float]]) -> str:
+    """sha256 of the integers, scales and zero points of the layers among ``nodes`` that ``biases`` names, and of these.
+
+    It tells whether a net still has the weights that a rounding method gave it, which cannot be derived again.
+    """
+    found = hashlib.sha256()
+    for node in nodes:
+        if node.name in biases and isinstance(node.op, int_ops.Conv2d | int_ops.Linear):
+            weight = node.op.weight
+            found.update(f"{node.name} {weight.spec} {weight.values.shape}".encode())
+            for array in (
+                weight.values,
+                weight.params.scale,
+                weight.params.zero_point,
+                np.asarray(biases[node.name], np.float32),
+            ):
+                found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()

@@ -121,24 +121,30 @@ def measure(
     Raises
     ------
     InputError
-        There are no images, or a network gives something else than scores, or has too few classes for a label.
+        There are no images, a network gives something else than scores or has too few classes for a label, or the two
+        have different numbers of classes.
     """
     found: dict[str, list[NDArray[np.int64]]] = {"integer": [], "reference": []}
     scorers = {"integer": integer} if reference is None else {"integer": integer, "reference": reference}
-    classes: int | None = None
+    classes: dict[str, int | None] = {}
     done = 0
     for x, labels in batches:
         for name, scorer in scorers.items():
             ranks, count = _ranks(np.asarray(scorer(x)), labels)
             found[name].append(ranks)
-            classes = count if name == "integer" else classes
+            classes[name] = count
+        if None not in classes.values() and len(set(classes.values())) > 1:
+            raise InputError(
+                f"The integer network tells {classes['integer']} classes apart and the float network {classes['reference']}: "
+                f"they are not the same network. Give the one that was quantized."
+            )
         done += len(labels)
         if progress is not None:
             progress(done)
     if not done:
         raise InputError("There are no images to measure the accuracy on.")
     whole = {name: np.concatenate(parts) for name, parts in found.items() if parts}
-    return Accuracies(classes, whole["integer"], whole.get("reference"))
+    return Accuracies(classes["integer"], whole["integer"], whole.get("reference"))
 
 
 def _ranks(scores: NDArray[Any], labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], int | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from labkit.arithmetic.affine import QuantSpec
 from labkit.errors import QuantizationError
 from labkit.quantization.clipping.divergence import KLCurve
@@ -58,6 +60,10 @@ def kl_curve(histogram: Histogram, spec: QuantSpec, variant: str = "toolkit") ->
 def kl_range(histogram: Histogram, spec: QuantSpec, variant: str = "toolkit") -> tuple[float, float]:
     """The range of least divergence between ``histogram`` and its quantized form, cut to the values that were seen.
 
+    Where almost all values lie far from 0, a range that ends before them puts them all into its last bin, on both sides of
+    the comparison, and its divergence is 0. So a range that cuts off more than half of the values that are not 0 is passed
+    over here; `kl_curve` shows what each variant would choose by itself.
+
     Parameters
     ----------
     histogram : of the tensor
@@ -69,4 +75,14 @@ def kl_range(histogram: Histogram, spec: QuantSpec, variant: str = "toolkit") ->
     QuantizationError
         The variant is unknown, or the grid is {-1, +1}.
     """
-    return cut_to_seen(histogram, *kl_curve(histogram, spec, variant).chosen)
+    curve = kl_curve(histogram, spec, variant)
+    counts = histogram.positive + histogram.negative
+    within = np.concatenate([[0], np.cumsum(counts)])
+    reach = np.maximum(np.abs(curve.low), np.abs(curve.high)) / histogram.width
+    kept = within[np.clip(np.rint(reach).astype(np.int64), 0, len(counts))]
+    too_narrow = 2 * kept < within[-1]
+    if too_narrow[curve.best]:
+        divergence = np.where(too_narrow, np.inf, curve.divergence)
+        best = int(np.argmin(divergence)) if np.isfinite(divergence).any() else len(divergence) - 1
+        return cut_to_seen(histogram, float(curve.low[best]), float(curve.high[best]))
+    return cut_to_seen(histogram, *curve.chosen)

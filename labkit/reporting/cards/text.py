@@ -77,7 +77,7 @@ def card_text(card: NetworkCard, figure: str | None = None, level: int = 3, rule
     first, last = card.layers[0], card.layers[-1]
     weighted = sum(layer.macs > 0 for layer in card.layers)
     accuracy = (
-        f"Accuracy over {card.accuracy_images:,} test images; the float network: {_percent(card.accuracy)} %."
+        f"Accuracy over {card.accuracy_images:,} images; the float network: {_percent(card.accuracy)} %."
         if card.accuracy is not None
         else f"No accuracy: {card.no_accuracy}."
     )

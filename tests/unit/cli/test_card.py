@@ -145,3 +145,11 @@ def test_refusals_leave_nothing_behind(run: Run, tmp_path: Path, words: tuple[st
     assert code != 0
     assert message in " ".join((out + err).split())
     assert not (tmp_path / "cards").exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "."])
+def test_name_is_no_path(run: Run, tmp_path: Path, name: str) -> None:
+    code, _, said = run("lenet", "--data", "mnist5k", "--name", name, "-o", "cards")
+    assert code == 2
+    assert "without a folder" in said
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ from PIL import Image
 from labkit.data import normalise
 from labkit.data.preprocessing import PRESETS, Preprocessing
 from labkit.data.torchvision_shim import import_torchvision
-from labkit.errors import InputError
+from labkit.errors import DataError, InputError
 
 GREY = (0.5, 0.5, 0.5)
 
@@ -127,3 +127,20 @@ def test_what_makes_no_sense_is_refused(arguments: tuple[Any, ...], fragment: st
 def test_what_is_no_preprocessing_is_refused(values: Any) -> None:
     with pytest.raises(InputError, match="no preprocessing"):
         Preprocessing.from_json(values)
+
+
+def test_grey_of_16_bits_keeps_its_shades() -> None:
+    ramp = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    deep, shallow = Image.fromarray(ramp), Image.fromarray((ramp >> 8).astype(np.uint8))
+    assert deep.mode.startswith("I;16")
+    got = PRESETS["labkit"].apply(deep)
+    assert np.array_equal(got, PRESETS["labkit"].apply(shallow))
+    assert got.min() == -1
+    assert got.max() == 1
+    assert len(np.unique(got)) == 256
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_without_a_white_are_refused(kind: type[np.generic]) -> None:
+    with pytest.raises(DataError, match=r"of mode [IF] holds numbers without a white"):
+        PRESETS["labkit"].apply(Image.fromarray(np.zeros((32, 32), kind)))

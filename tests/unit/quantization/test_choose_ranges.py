@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from unit.quantization.nets import branches, images, small
 
 from labkit.errors import InputError, QuantizationError
@@ -70,7 +71,9 @@ def test_every_method_makes_a_network(method: str, plan: tuple[int, str]) -> Non
         for name, (low, high) in chosen.ranges.items():
             seen = SEEN.statistics[name]
             assert seen.minimum <= low <= high <= seen.maximum
-            if method in CLIPPING:
+            if method == "kl" and name in GRAPH.outputs:
+                assert (low, high) == (seen.minimum, seen.maximum)
+            elif method in CLIPPING:
                 spec = PLANS[plan].activation_spec(name)
                 assert (low, high) == clipped_range(method, SEEN.histograms[name], spec, **options)
         net = IntegerNet(convert(GRAPH, chosen, PLANS[plan]))
@@ -175,3 +178,16 @@ def test_the_joint_search_lowers_the_loss_of_a_network() -> None:
     assert loss(chosen.ranges) < loss(SEEN.ranges)
     assert loss(chosen.ranges) <= loss(choose_ranges(SEEN, GRAPH, plan, "mse").ranges) + 0.01
     assert 2 <= chosen.options["exponent"] <= 4 and "loss" not in chosen.options
+
+
+def test_kl_keeps_the_whole_range_of_outputs() -> None:
+    graph = simplify(
+        from_torch(nn.Sequential(nn.Flatten(), nn.Linear(48, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), (3, 4, 4))
+    )
+    x = np.random.default_rng(1).standard_cauchy((200, 3, 4, 4)).astype(np.float32)
+    plan = BitPlan.uniform(graph, 8, 8)
+    seen = calibrate(graph, x, histograms=True)
+    chosen = choose_ranges(seen, graph, plan, "kl").ranges
+    last, first = graph.outputs[0], graph.inputs[0]
+    assert chosen[last] == (seen.statistics[last].minimum, seen.statistics[last].maximum)
+    assert chosen[first][1] < seen.statistics[first].maximum

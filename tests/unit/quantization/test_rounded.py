@@ -21,7 +21,7 @@ from labkit.arithmetic.affine import (
     quantize_tensor,
 )
 from labkit.errors import ModelError, QuantizationError
-from labkit.frontends.torch_fx import from_torch
+from labkit.frontends.torch_fx import from_torch, parameters_digest
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
 from labkit.quantization.calibration import calibrate
@@ -54,7 +54,11 @@ def floored(name: str, spec: QuantSpec, bias: float = 0.1) -> RoundedLayer:
 
 def made(rounded: dict[str, RoundedLayer], bits: int = 4, **options: Any) -> IntegerNet:
     plan = BitPlan.uniform(GRAPH, bits, 8, **options)
-    return IntegerNet(convert(GRAPH, CALIBRATION, plan, {"rounding": "floor"}, rounded))
+    return IntegerNet(
+        convert(
+            GRAPH, CALIBRATION, plan, {"rounding": "floor", "parameters_sha256": parameters_digest(MODULE)}, rounded
+        )
+    )
 
 
 @pytest.mark.parametrize("granularity", [PerAxis(0), PerTensor()], ids=str)
@@ -73,7 +77,10 @@ def test_given_weights_run_and_are_certified(bits: int, narrow: bool, granularit
         assert np.array_equal(op.bias, np.rint(layer.bias.astype(np.float64) / scale))  # type: ignore[union-attr]
     report = labkit.verify(net, MODULE, X)
     assert report.passed, report
-    assert "decided by a rounding method (floor)" in report.against
+    assert "which a rounding method decided (floor)" in str(report)
+    assert not any(c.name.endswith((".weight", ".weight_scale")) for c in report.comparisons), (
+        "compared with themselves"
+    )
     for purpose in ("speed", "memory"):
         assert np.array_equal(net.run(X, purpose=purpose), net.run(X, kernels="reference"))
 
@@ -161,3 +168,33 @@ def test_saved_biases_that_do_not_fit_are_refused() -> None:
     notes = {**net.graph.notes, "rounded_biases": {"0": [0.0]}}
     with pytest.raises(ModelError, match="biases of rounded weights for '0', which do not fit"):
         labkit.verify(IntegerNet(replace(net.graph, notes=notes)), MODULE, X)
+
+
+def test_another_module_of_the_same_shape_fails() -> None:
+    torch.manual_seed(9)
+    for method in ("gptq", "nearest"):
+        net = labkit.quantize(MODULE, X, 4, 8, rounding=method)
+        assert labkit.verify(net, MODULE, X).passed
+        other = network()
+        with torch.no_grad():
+            other[0].weight.mul_(-1)  # type: ignore[operator,union-attr]
+        report = labkit.verify(net, other, X)
+        assert not report.passed
+        assert "not those that were quantized" in str(report)
+
+
+def test_changed_weights_are_no_decision_of_a_method() -> None:
+    net = labkit.quantize(MODULE, X, 4, 8, rounding="gptq")
+
+    def with_reversed_rows(net: IntegerNet, notes: dict[str, Any]) -> IntegerNet:
+        op = net.graph["0"].op
+        weight = QTensor(op.weight.values[::-1].copy(), op.weight.params, op.weight.spec)  # type: ignore[union-attr]
+        nodes = tuple(replace(n, op=replace(n.op, weight=weight)) if n.name == "0" else n for n in net.graph)  # type: ignore[call-arg,arg-type]
+        return IntegerNet(replace(net.graph, nodes=nodes, notes={**net.graph.notes, **notes}))
+
+    with pytest.raises(ModelError, match="not those that were saved with the net"):
+        labkit.verify(with_reversed_rows(net, {}), MODULE, X)
+    plain = labkit.quantize(MODULE, X, 4, 8)
+    forged = {"rounded_biases": {"0": [0.0] * 6}}
+    with pytest.raises(ModelError, match="names none, or rounding to nearest"):
+        labkit.verify(with_reversed_rows(plain, forged), MODULE, X)

@@ -115,3 +115,9 @@ def test_table_shows_what_was_found(classes: int, columns: list[str]) -> None:
     assert rows["Float network"] == ("50.00" if classes == 10 else "75.00")
     assert rows["Integer network"] == ("50.00" if classes == 10 else "75.00")
     assert rows["Change"] == ("35.36" if classes == 10 else "0.00")  # 100 sqrt(2) / 4: two images differ
+
+
+def test_networks_of_different_classes_are_not_compared() -> None:
+    x, labels = np.zeros((4, 3), np.float32), np.zeros(4, np.int64)
+    with pytest.raises(InputError, match="tells 3 classes apart and the float network 5"):
+        measure([(x, labels)], lambda x: np.zeros((len(x), 3)), lambda x: np.zeros((len(x), 5)))

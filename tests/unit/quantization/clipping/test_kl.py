@@ -163,8 +163,16 @@ def test_every_variant_gives_a_range_of_what_was_seen(shape: str, grid: str, var
     curve = kl_curve(seen, GRIDS[grid], variant)
     assert curve.variant == variant and len(curve.low) == len(curve.high) == len(curve.divergence)
     assert np.all(np.diff(curve.high - curve.low) > 0)
-    if curve.chosen[0] <= values.max() and curve.chosen[1] >= values.min():
+    reach = np.maximum(np.abs(curve.low), np.abs(curve.high))
+    size = np.abs(values[values != 0])
+    kept = np.array([np.mean(size <= one) for one in reach])
+    if kept[curve.best] >= 0.5:
         assert (low, high) == (max(float(values.min()), curve.chosen[0]), min(float(values.max()), curve.chosen[1]))
+    else:  # what the variant chooses cuts off most of what there is
+        best = np.argmin(np.where(kept >= 0.5, curve.divergence, np.inf)) if np.any(kept >= 0.5) else -1
+        wanted = (max(float(values.min()), curve.low[best]), min(float(values.max()), curve.high[best]))
+        assert (low, high) == wanted
+        assert high - low > 0
     with pytest.raises(ValueError, match="read-only"):
         curve.divergence[0] = 0
 
@@ -211,3 +219,11 @@ def test_errors() -> None:
         kl_range(seen, GRIDS["s8"], "mxnet")
     with pytest.raises(QuantizationError, match="One signed bit"):
         kl_range(seen, QuantSpec(1, narrow=True))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_values_far_from_zero_are_not_all_cut_off(variant: str) -> None:
+    """Of values around 1, a range that ends before them leaves nothing to compare."""
+    values = np.random.default_rng(0).normal(1.0, 0.05, 20000).astype(np.float32)
+    low, high = kl_range(histogram_of(values), QuantSpec(8, signed=False, symmetric=False), variant)
+    assert low <= 1.0 <= high
