@@ -74,7 +74,7 @@ def fold_into(
     """``w' = w g`` and ``b' = beta + (b - mean) g`` with ``g = gamma / sqrt(variance + epsilon)`` (eqs. 22, 23).
 
     ``weight`` is [C, ...] with the normalised channels first, ``bias`` [C] or None for 0, ``norm`` the frozen batch norm.
-    Computed in float64, rounded once to float32; a channel without a weight of 2**-100 or more is set to 0 (eq. 22a).
+    Computed in float64, rounded once to float32; a channel without a weight of 2**-100 or more is set to 0 (eq. 23a).
     """
     gain = norm.gamma.astype(np.float64) / np.sqrt(norm.variance.astype(np.float64) + norm.epsilon)
     before = np.zeros(weight.shape[0]) if bias is None else bias.astype(np.float64)

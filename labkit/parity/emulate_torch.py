@@ -252,7 +252,7 @@ class Emulation:
         return takers
 
     def _fold(self, step: _Step, node: fx.Node) -> None:
-        """Eqs. 22, 22a and 23 in float64, rounded once."""
+        """Eqs. 22, 23 and 23a in float64, rounded once."""
         gain, mean, beta = self._normalisation(node)
         step.bias = (beta + (step.bias.double() - mean) * gain).float()
         folded = step.weight.double() * gain.reshape([-1] + [1] * (step.weight.ndim - 1))

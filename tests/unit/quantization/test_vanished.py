@@ -1,4 +1,4 @@
-"""Channels that a batch norm has taken away are constants, and are quantized as such (eq. 22a)."""
+"""Channels that a batch norm has taken away are constants, and are quantized as such (eq. 23a)."""
 
 from __future__ import annotations
 
