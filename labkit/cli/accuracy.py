@@ -113,6 +113,9 @@ def accuracy(
                 "net": net.name,
                 "data": chosen,
                 "float_network": name,
+                "float_parameters_are_those_quantized": None
+                if module is None
+                else _is_what_was_quantized(integer_net, module),
                 **result.to_json(),
                 "preprocessing": None if used is None else used.to_json(),
                 "broken": [{"file": str(path), "reason": reason} for path, reason in found.broken.items()],
@@ -174,6 +177,13 @@ def _scores_of(module: nn.Module) -> Any:
     return scores
 
 
+def _is_what_was_quantized(net: IntegerNet, module: nn.Module) -> bool:
+    """Whether ``module`` has the parameters that ``net`` was made from; True where the net does not say."""
+    from labkit.frontends.torch_fx import parameters_digest
+
+    return net.graph.notes.get("parameters_sha256") in (None, parameters_digest(module))
+
+
 def _say_what_was_used(
     console: Console,
     file: Path,
@@ -191,9 +201,7 @@ def _say_what_was_used(
     if module is None:
         say("No float model is given, so there is nothing to compare with: see --model.")
     else:
-        from labkit.frontends.torch_fx import parameters_digest
-
-        if net.graph.notes.get("parameters_sha256") not in (None, parameters_digest(module)):
+        if not _is_what_was_quantized(net, module):
             say(f"The parameters of {name} are not those that were quantized: other weights?")
     if found.broken:
         total = found.count + len(found.broken)

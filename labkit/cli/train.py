@@ -32,7 +32,10 @@ def train(
         bool | None, typer.Option(help="Shift by up to 4 pixels and mirror (digits are not mirrored).")
     ] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Share of the target spread over all classes.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bfloat16, of the products.")] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="float32 or bfloat16, of the products; bfloat16 is slow on a processor without it."),
+    ] = None,
     channels_last: Annotated[bool | None, typer.Option(help="Order of the numbers in memory.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where an earlier run in the same folder stopped.")] = True,

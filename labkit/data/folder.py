@@ -156,9 +156,12 @@ def spread(total: int, count: int | None) -> list[int]:
 
 def _folder(folder: str | Path) -> Path:
     root = Path(folder)
+    if root.is_file():
+        raise DataError(f"{root} is a file, and a folder of pictures is needed here.")
     if not root.is_dir():
         raise DataError(
-            f"There is no folder {root}. Give a data set's name (auto, cifar10, mnist5k), an .npy file or a folder."
+            f"There is no folder {root} (looked for from {Path.cwd()}). Give a data set's name (auto, cifar10, mnist5k), an "
+            f".npy file or a folder."
         )
     return root
 

@@ -17,7 +17,7 @@ WARM_UP = 0.2  # share of all steps in which the rate of one-cycle rises
 
 @dataclass(frozen=True)
 class TrainingRecipe:
-    """All that decides the weights that come out, given the version of torch and the number of threads.
+    """All that decides the weights that come out, given the version of torch and the kind of processor.
 
     Attributes
     ----------

@@ -303,7 +303,7 @@ def test_mistakes_of_accuracy(run: Run, tmp_path: Path) -> None:
     for words, fragment in (
         (("map.lab", "--data", "mnist5k"), "one score a class, (N, classes)"),
         (("ten.lab",), "does not say which labelled images"),
-        (("ten.lab", "--data", "x.npy"), "There is no folder x.npy"),
+        (("ten.lab", "--data", "x.npy"), "x.npy is a file, and a folder of pictures"),
         (("lenet.lab", "--data", "pictures", "--image-size", 48), "--image-size 32"),
         (("lenet.lab", "--images", 1001), "1,000 test images"),
         (("lenet.lab", "--class-file", "x.txt"), "has its labels with it"),
