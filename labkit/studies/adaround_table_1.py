@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from labkit.arithmetic.affine import PerTensor, QTensor, QuantSpec, params_from_values
+from labkit.arithmetic.affine import PerTensor, QuantSpec
 from labkit.data import DataSet
 from labkit.data import load as load_data
 from labkit.frontends.torch_fx import from_torch
@@ -19,6 +18,8 @@ from labkit.quantization.calibration import Calibration, calibrate
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.rounded import RoundedLayer
+from labkit.quantization.weight_rounding import simple
+from labkit.quantization.weight_rounding.grids import minmax_grid
 from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell
 
 __all__ = ["rounded_layer", "run"]
@@ -26,7 +27,7 @@ __all__ = ["rounded_layer", "run"]
 _BITS = 4
 _SAMPLES = 100
 _NETS = ("lenet", "resnet20")
-_FIXED = {"nearest": np.rint, "floor": np.floor, "ceil": np.ceil}
+_FIXED = {"nearest": simple.round_nearest, "floor": simple.round_floor, "ceil": simple.round_ceil}
 
 
 def run(settings: Settings, tell: Tell) -> StudyResult:
@@ -102,17 +103,14 @@ def rounded_layer(graph: FloatGraph, name: str, way: str, seed: int) -> RoundedL
     """
     op = graph[name].op
     assert isinstance(op, float_ops.Conv2d)
-    spec = QuantSpec(_BITS, narrow=True, granularity=PerTensor())
-    params = params_from_values(op.weight, spec)
-    levels = op.weight.astype(np.float64) / float(params.scale)
+    rows = op.weight.reshape(len(op.weight), -1).astype(np.float64)
+    grid = minmax_grid(rows, QuantSpec(_BITS, narrow=True, granularity=PerTensor()))
     if way == "stochastic":
-        drawn = np.random.default_rng(seed).random(levels.shape)
-        chosen: NDArray[np.float64] = np.floor(levels) + (drawn < levels - np.floor(levels))
+        levels = simple.round_stochastic(rows, grid, np.random.default_rng(seed))
     else:
-        chosen = _FIXED[way](levels)
-    values = np.clip(chosen, spec.qmin, spec.qmax).astype(np.int8)
+        levels = _FIXED[way](rows, grid)
     bias = np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias
-    return RoundedLayer(QTensor(values, params, spec), bias)
+    return RoundedLayer(grid.tensor(levels, op.weight.shape), bias)
 
 
 def _network(graph: FloatGraph, calibration: Calibration, first: str, layer: RoundedLayer) -> IntegerNet:

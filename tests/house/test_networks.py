@@ -116,3 +116,19 @@ def test_figures_of_the_slides() -> None:
     assert (round(macs * 32 * 32 / 1e9), round(macs * 8 * 8 / 1e9)) == (3951, 247)
     assert "| resnet50 | float32 | 97.8 | 97.4 | 3,951 | 4,187 | 3,951 |" in TOOL.PAGE.read_text("utf-8")
     assert "| resnet50 | W8A8 | 24.5 | 24.4 | 247 | 262 | 247 |" in TOOL.PAGE.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("name", "points"), [("resnet20-cifar10", 0.2), ("mobilenetv2-small-cifar10", 0.5)])
+def test_eight_bits_cost_no_more_than_promised(name: str, points: float) -> None:
+    card = CARDS[name]
+    assert card.accuracy_images == 10_000
+    plan = next(plan for plan in card.plans if plan.name == "W8A8")
+    assert plan.change is not None
+    assert plan.change >= -points
+
+
+def test_every_certificate_is_whole() -> None:
+    for name, card in CARDS.items():
+        for plan in card.plans:
+            assert plan.certificate.images >= (1000 if name in TOOL.TRAINED else 16), (name, plan.name)
+            assert plan.certificate.differing == 0, (name, plan.name)

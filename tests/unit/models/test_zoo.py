@@ -28,6 +28,7 @@ def test_checkpoint_is_the_one_of_its_recipe(name: str, used: str) -> None:
     assert hashlib.sha256(content).hexdigest() == record["sha256"]
     assert record["recipe"] == models.default_recipe(name, used).as_dict()
     assert record["command"] == models.default_recipe(name, used).command
+    assert len(content) < 3e6
     assert set(record["versions"]) == {"labkit", "torch", "python"}
     net = models.load(name, used)
     assert not net.training
