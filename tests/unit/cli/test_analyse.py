@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import labkit
-from labkit.cli import main
 from labkit.reporting.accumulators.analyse import analyse
 
 Run = Callable[..., tuple[int, str, str]]
@@ -19,22 +18,13 @@ LAYERS = ("conv1", "conv2", "fc1", "fc2", "fc3")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, labkit_command: Run, tmp_path: Path) -> Run:
     """Quantize LeNet in an empty folder, a terminal of 100 columns: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        words = ["labkit", "quantize", "lenet", "--images", "24", "-o", "net.lab", *map(str, arguments)]
-        monkeypatch.setattr("sys.argv", words)
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return labkit_command("quantize", "lenet", "--images", "24", "-o", "net.lab", *arguments)
 
     return call
 

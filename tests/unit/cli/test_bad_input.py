@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import labkit
-from labkit.cli import main
 from labkit.models.zoo import CHECKPOINTS
 
 WEIGHTS = CHECKPOINTS / "lenet-mnist5k.safetensors"
@@ -21,21 +20,13 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, labkit_command: Run, tmp_path: Path) -> Run:
     """Run the command line in an empty folder: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LABKIT_DATA", str(tmp_path / "nothing-here"))
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["labkit", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return labkit_command(*arguments)
 
     return call
 

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 import labkit
-from labkit.cli import main
 from labkit.data.preprocessing import PRESETS, Preprocessing
 from labkit.data.torchvision_shim import import_torchvision
 from labkit.models import bring
@@ -25,22 +24,15 @@ LENET = ("quantize", "lenet", "--data", "mnist5k", "--images", 32, "-o", "lenet.
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, labkit_command: Run, tmp_path: Path) -> Run:
     """Run the command line in an empty folder: exit status, standard output, standard error, each on one line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LABKIT_DATA", str(tmp_path / "nothing-here"))
     monkeypatch.setenv("COLUMNS", "100")
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["labkit", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, " ".join(captured.out.split()), " ".join(captured.err.split())
+        code, out, err = labkit_command(*arguments)
+        return code, " ".join(out.split()), " ".join(err.split())
 
     return call
 

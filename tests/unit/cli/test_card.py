@@ -11,7 +11,6 @@ import pytest
 from safetensors.torch import save_file
 
 import labkit
-from labkit.cli import main
 from labkit.reporting.cards.plot import sqnr_figure
 from labkit.reporting.cards.results import NetworkCard
 from labkit.reporting.cards.text import card_text
@@ -29,20 +28,12 @@ def make():
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+def run(monkeypatch: pytest.MonkeyPatch, labkit_command: Run, tmp_path: Path) -> Run:
     """Run ``labkit card`` in an empty folder: exit status, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["labkit", "card", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        return labkit_command("card", *arguments)
 
     return call
 
