@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from labkit.errors import InputError
+from labkit.studies.adaround.listed import ADAROUND
+from labkit.studies.ee219.listed import EE219
 from labkit.studies.study import Study
 
 __all__ = ["STUDIES", "find"]
 
-STUDIES: tuple[Study, ...] = (
-    Study(
-        "adaround-table-1",
-        "Rounding to nearest is not the best rounding",
-        "Nagel et al., *Up or Down? Adaptive Rounding for Post-Training Quantization* (2020), table 1",
-        "The first layer of ResNet-18 on ImageNet at 4 bits: of 100 stochastic roundings 48 are better than rounding to nearest, "
-        "the best of them by more than 10 points; everything rounded up, or down, is catastrophic.",
-        "labkit.studies.adaround_table_1",
-        4,
-    ),
-)
+STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND)
 
 
 def find(name: str) -> Study:

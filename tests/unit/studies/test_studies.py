@@ -14,7 +14,7 @@ from labkit.errors import InputError
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.passes import simplify
 from labkit.models import load
-from labkit.studies.adaround_table_1 import rounded_layer
+from labkit.studies.adaround.table_1 import rounded_layer
 from labkit.studies.figures import svg
 from labkit.studies.page import page
 from labkit.studies.registry import STUDIES, find
