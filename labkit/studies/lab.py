@@ -74,8 +74,11 @@ class Lab:
     ) -> float:
         """Per cent of the test images that the integer engine gets right.
 
-        ``plan`` are bits and grids. ``rounded`` are weights rounded elsewhere; layers that they leave out are rounded to nearest. ``calibration`` and
-        ``graph`` replace the lab's own (and those that come with rounded weights).
+        Parameters
+        ----------
+        plan : bits and grids
+        rounded : weights rounded elsewhere; layers that they leave out are rounded to nearest
+        calibration, graph : replace the lab's own (and those that come with rounded weights)
         """
         layers: Mapping[str, RoundedLayer] | None
         if isinstance(rounded, RoundedWeights):
@@ -90,7 +93,7 @@ class Lab:
         return self.score(logits(graph, self.x))
 
     def score(self, answers: NDArray[np.float32]) -> float:
-        """Per cent of the test images for which ``answers``, logits [N, classes], are largest at the label."""
+        """Per cent of the test images for which ``answers``, float32 [N, classes], are largest at the label."""
         return 100 * float((answers.argmax(1) == self.labels).mean())
 
 

@@ -134,9 +134,8 @@ class RoundedWeights:
     weights : by layer name.
     graph : the float network with its original weights and the biases that go with the integers.
     calibration : the ranges of activations that the integers were chosen under.
-    error_before, error_after : by layer, squared error of its output as a share of the output's variance: rounded to
-        nearest on
-        the grid of the weights' range, and as chosen; both from the same quantized prefix.
+    error_before, error_after : by layer, squared error of its output as a share of the output's variance: rounded to nearest
+        on the grid of the weights' range, and as chosen; both from the same quantized prefix.
     seconds : of the whole run.
     history : by layer, where it was asked for.
     """
