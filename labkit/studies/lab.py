@@ -54,7 +54,7 @@ class Lab:
     seed: int
 
     def plan(self, weights: int = 8, activations: int = 8, per_channel: bool = True) -> BitPlan:
-        """The same bits for all ``weights`` and ``activations`` (8 at input and output), one scale a channel or layer."""
+        """The same bits for all ``weights`` and ``activations`` (8 at input and output); ``per_channel`` or one scale a layer."""
         return BitPlan.uniform(self.graph, weights, activations, per_channel=per_channel)
 
     def round(
@@ -78,7 +78,8 @@ class Lab:
         ----------
         plan : bits and grids
         rounded : weights rounded elsewhere; layers that they leave out are rounded to nearest
-        calibration, graph : replace the lab's own (and those that come with rounded weights)
+        calibration : in place of the lab's own, or of that which comes with rounded weights
+        graph : in place of the lab's own
         """
         layers: Mapping[str, RoundedLayer] | None
         if isinstance(rounded, RoundedWeights):
