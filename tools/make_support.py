@@ -69,8 +69,9 @@ def page() -> str:
         "of bits, and under every rule with equal bits, for unsigned activations with a zero point and for signed "
         "symmetric ones. *Reference* is the readable tier. The *Numba* tier counts only where it gives the same integers.",
         _table(("operation", "weight bits", "activation bits", "rounding rules", "reference", "Numba"), _operations()),
-        "Max-pool, flatten, pad, reshape and transpose move integers and keep their scale. Add and softmax round once, ties "
-        "up, by themselves. ArgMax puts out int32 positions. Quantize and Dequantize are the borders to real numbers.",
+        "Max-pool, flatten, pad, reshape, transpose and up-sampling move integers and keep their scale. Add and softmax "
+        "round once, ties up, by themselves. ArgMax puts out int32 positions. Quantize and Dequantize are the borders to "
+        "real numbers.",
         "## Rounding rules",
         "Each requantizer names its rule (`labkit.arithmetic.requantize.RoundingRule`). `labkit.quantize` makes nets "
         f"with {_rule_of_quantize()}.",
@@ -180,8 +181,8 @@ def _options() -> Rows:
 
     presets = {name: ", ".join(f"{k}={v}" for k, v in fills.items()) for name, fills in pipeline.METHODS.items()}
     return [
-        ("`ranges` (activations)", names(ranges.RANGES)),
-        ("`weight_ranges` of a `BitPlan`", names(plan.WEIGHT_RANGES)),
+        ("`ranges` (activations)", names(ranges.ALL_RANGES)),
+        ("`weight_ranges` (weights rounded to nearest)", names(plan.WEIGHT_RANGES)),
         ("`activation_scheme`", names(plan.ACTIVATION_SCHEMES)),
         ("`per_channel`", "`True` (one weight scale for each output channel), `False` (one for each layer)"),
         ("`rounding` (weights)", names(pipeline.ROUNDINGS)),

@@ -109,6 +109,8 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
                 return int_ops.Reshape((12, 12)), (12, 12), x.params, 1
             case "Transpose":
                 return int_ops.Transpose((2, 0, 1)), (6, 4, 6), x.params, 1
+            case "UpsampleNearest2d":
+                return int_ops.UpsampleNearest2d((2, 3)), (4, 12, 18), x.params, 1
             case "Softmax":
                 softmax = int_ops.Softmax(0, exponential_table(1 / spec.qmax), 7, zero_point, clamp)
                 return softmax, shape, qparams(2.0**-7, zero_point), 1

@@ -44,6 +44,10 @@ def quantize(
     write_plan: Annotated[Path | None, typer.Option(help="Write the bit plan that was used to this file.")] = None,
     per_channel: Annotated[bool, typer.Option(help="One weight scale for each output channel, or each layer.")] = True,
     activation_scheme: Annotated[str, typer.Option(help="affine or symmetric.")] = "affine",
+    weight_ranges: Annotated[
+        str,
+        typer.Option(help="Ranges of weights rounded to nearest: minmax, 3sigma, percentile, mse, l2.4, kl or aciq."),
+    ] = "minmax",
     images: Annotated[int, typer.Option(help="How many calibration images.", min=1)] = 512,
     seed: Annotated[int, typer.Option(help="Of a rounding that draws at random.", min=0)] = 0,
     preprocessing: Preset = None,
@@ -85,9 +89,11 @@ def quantize(
     from labkit.quantization.plan import BitPlan
 
     bits = None if plan is None else BitPlan.load(plan)
-    if bits is not None and (weight_bits, activation_bits, per_channel, activation_scheme) != (8, 8, True, "affine"):
+    given = (weight_bits, activation_bits, per_channel, activation_scheme, weight_ranges)
+    if bits is not None and given != (8, 8, True, "affine", "minmax"):
         raise InputError(
-            "A plan says all about bits and grids: give either --plan, or -w, -a, --no-per-channel and --activation-scheme."
+            "A plan says all about bits and grids: give either --plan, or -w, -a, --no-per-channel, --activation-scheme and "
+            "--weight-ranges."
         )
     console = Console()
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
@@ -130,6 +136,7 @@ def quantize(
                 plan=bits,
                 per_channel=per_channel,
                 activation_scheme=activation_scheme,
+                weight_ranges=weight_ranges,
             ).with_notes(**notes)
             net.save(output)
             if write_plan is not None:

@@ -20,6 +20,7 @@ def study(
     smoke: Annotated[bool, typer.Option("--smoke", help="A short run on digits, to see that it works.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of the result; else docs/studies/NAME here.")] = None,
     pages: Annotated[bool, typer.Option("--pages", help="Only draw and write again from result.json.")] = False,
+    show_index: Annotated[bool, typer.Option("--index", help="Write the overview of all results there.")] = False,
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
 ) -> None:
     """Reproduce the table or figure NAME of the literature and write its page."""
@@ -28,11 +29,18 @@ def study(
 
     from labkit.cli.progress import progress_bars
     from labkit.errors import InputError
+    from labkit.files import write_atomically
+    from labkit.studies.index import index
     from labkit.studies.registry import STUDIES, find
     from labkit.studies.run import read_study, run_study, write_study
     from labkit.studies.study import Settings
 
     console = Console()
+    if show_index:
+        overview = (out or Path("docs") / "studies") / "README.md"
+        write_atomically(overview, index(STUDIES, overview.parent))
+        console.print(f"Overview: {overview}", highlight=False, soft_wrap=True, markup=False)
+        return
     if show_list or name is None:
         table = Table(title="Studies", title_justify="left", box=None, pad_edge=False)
         for heading in ("name", "what", "source", "minutes"):

@@ -1,4 +1,4 @@
-"""The kernel calls of what multiplies tensors, moves them (Pad, Reshape, Transpose) or ends a network (Softmax, ArgMax).
+"""The kernel calls of what multiplies tensors, moves them (Pad, Reshape, ...) or ends a network (Softmax, ArgMax).
 
 AdaptiveAveragePool2d is here too.
 """
@@ -88,6 +88,13 @@ def _(op: int_ops.Reshape, plan: Plan, node: IntNode) -> None:
 def _(op: int_ops.Transpose, plan: Plan, node: IntNode) -> None:
     shape = plan.graph[node.inputs[0]].output.shape
     _move(plan, node, _offsets(plan, plan.source(node), shape).transpose(op.axes))
+
+
+@lower_op.register
+def _(op: int_ops.UpsampleNearest2d, plan: Plan, node: IntNode) -> None:
+    x = plan.source(node)
+    source = _offsets(plan, x, x.image).repeat(op.factor[0], axis=1).repeat(op.factor[1], axis=2)
+    _move(plan, node, source.reshape(node.output.shape))
 
 
 @lower_op.register

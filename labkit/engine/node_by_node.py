@@ -15,7 +15,10 @@ from labkit.kernels.kernel_set import KernelSet
 
 __all__ = ["run_nodes"]
 
-_WINDOWED = int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d | int_ops.AdaptiveAveragePool2d | int_ops.Pad
+_WINDOWED = (
+    *(int_ops.Conv2d, int_ops.MaxPool2d, int_ops.AveragePool2d, int_ops.AdaptiveAveragePool2d),
+    *(int_ops.Pad, int_ops.UpsampleNearest2d),
+)
 
 
 def run_nodes(
@@ -122,6 +125,8 @@ def _compute(
         result = kernels["flatten"](x)
     elif isinstance(op, int_ops.Pad):
         result = kernels["pad"](x, padding=op.padding, zero_point=zero_points[0])
+    elif isinstance(op, int_ops.UpsampleNearest2d):
+        result = kernels["upsample_nearest2d"](x, factor=op.factor)
     elif isinstance(op, int_ops.Reshape):
         result = kernels["reshape"](x, shape=op.shape)
     elif isinstance(op, int_ops.Softmax):

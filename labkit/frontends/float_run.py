@@ -17,7 +17,8 @@ from labkit.graph.shapes import Padding
 __all__ = ["run_float", "run_node"]
 
 _WINDOWED = (
-    float_ops.Conv2d | float_ops.MaxPool2d | float_ops.AveragePool2d | float_ops.AdaptiveAveragePool2d | float_ops.Pad
+    *(float_ops.Conv2d, float_ops.MaxPool2d, float_ops.AveragePool2d, float_ops.AdaptiveAveragePool2d),
+    *(float_ops.Pad, float_ops.UpsampleNearest2d),
 )
 
 
@@ -101,6 +102,8 @@ def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
         return x * arrays[1]
     if isinstance(op, float_ops.Pad):
         return _padded(x, op.padding, 0.0)
+    if isinstance(op, float_ops.UpsampleNearest2d):
+        return x.repeat_interleave(op.factor[0], 2).repeat_interleave(op.factor[1], 3)
     if isinstance(op, float_ops.Reshape):
         return x.reshape(len(x), *op.shape)
     if isinstance(op, float_ops.Transpose):

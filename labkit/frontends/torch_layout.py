@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import fx, nn
 
 from labkit.errors import UnsupportedOperation
@@ -29,6 +31,8 @@ __all__ = [
     "softmax_layer",
     "squeeze",
     "transpose",
+    "upsample",
+    "upsample_layer",
 ]
 
 
@@ -182,6 +186,32 @@ def transpose(node: fx.Node, name: str) -> FloatOp:
     return _order(node, name, axes)
 
 
+def upsample(node: fx.Node, name: str) -> FloatOp:
+    """The call ``node`` of F.interpolate, called ``name``.
+
+    Raises
+    ------
+    UnsupportedOperation
+        It does not repeat every pixel of images (or element of sequences) equally often.
+    """
+    labels = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias")
+    given = {label: argument(node, 1 + i, label, None) for i, label in enumerate(labels)}
+    return _repeated(node, name, **{label: value for label, value in given.items() if value is not None})
+
+
+def upsample_layer(layer: nn.Module, node: fx.Node, name: str) -> FloatOp:
+    """The layer ``layer`` (Upsample; UpsamplingNearest2d is one) called as ``node``, ``name``.
+
+    Raises
+    ------
+    UnsupportedOperation
+        It does not repeat every pixel of images (or element of sequences) equally often.
+    """
+    assert isinstance(layer, nn.Upsample)
+    labels = ("size", "scale_factor", "mode", "align_corners", "recompute_scale_factor")
+    return _repeated(node, name, **{label: getattr(layer, label) for label in labels})
+
+
 def softmax(node: fx.Node, name: str) -> FloatOp:
     """The call ``node`` of softmax, called ``name``.
 
@@ -247,6 +277,27 @@ def _zeros(node: fx.Node, name: str, edges: tuple[Any, ...], value: Any) -> Floa
         )
     left, right, top, bottom = (*images, 0, 0)[:4]
     return float_ops.Pad(((top, bottom), (left, right))) if any(images) else float_ops.Identity()
+
+
+def _repeated(node: fx.Node, name: str, mode: str = "nearest", **options: Any) -> FloatOp:
+    """The interpolation ``node`` with PyTorch's ``options``, tried on an image of pixels that all differ.
+
+    A factor of 3.1 can give the sizes that 3 gives; only what is repeated tells them apart.
+    """
+    have, want = shape_of(source_of(node))[2:], shape_of(node)[2:]
+    factors = [w // h for h, w in zip(have, want, strict=True)]
+    if mode in ("nearest", "nearest-exact") and len(have) in (1, 2) and min(factors) >= 1:
+        x = torch.arange(math.prod(have), dtype=torch.float64).reshape(1, 1, *have)
+        expected = x
+        for axis, factor in enumerate(factors):
+            expected = expected.repeat_interleave(factor, 2 + axis)
+        if torch.equal(F.interpolate(x, mode=mode, **options), expected):
+            down, across = factors if len(factors) == 2 else (1, *factors)
+            return float_ops.Identity() if down == across == 1 else float_ops.UpsampleNearest2d((down, across))
+    raise UnsupportedOperation(
+        f"{name}: up-sampling from {have} to {want} with mode {mode!r} is not supported, only mode 'nearest' by whole factors, "
+        f"which repeats each pixel. Write nn.Upsample(scale_factor=2, mode='nearest')."
+    )
 
 
 def _order(node: fx.Node, name: str, axes: list[int]) -> FloatOp:

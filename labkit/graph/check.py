@@ -77,6 +77,8 @@ def _check_window(node: IntNode) -> None:
             raise ModelError(f"{node.name}: its weights need {axes} axes, got shape {op.weight.values.shape}.")
     if isinstance(op, int_ops.Pad) and min(*op.padding[0], *op.padding[1]) < 0:
         raise ModelError(f"{node.name}: a Pad only adds: its padding must be at least 0, got {op.padding}.")
+    if isinstance(op, int_ops.UpsampleNearest2d) and min(op.factor) < 1:
+        raise ModelError(f"{node.name}: each pixel is repeated at least once, got the factor {op.factor}.")
     if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d):
         kernel = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
         dilation = (1, 1) if isinstance(op, int_ops.AveragePool2d) else op.dilation

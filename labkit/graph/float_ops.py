@@ -34,6 +34,7 @@ __all__ = [
     "Reshape",
     "Softmax",
     "Transpose",
+    "UpsampleNearest2d",
 ]
 
 Array = NDArray[np.float32]
@@ -171,6 +172,13 @@ class Transpose:
 
 
 @dataclass(frozen=True, eq=False)
+class UpsampleNearest2d:
+    """Each pixel repeated ``factor`` = (down, across) times, each at least 1."""
+
+    factor: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Softmax:
     """exp(x) over the sum of exp(x) along ``axis``; the batch axis is not counted."""
 
@@ -202,6 +210,7 @@ FloatOp = (
     | Pad
     | Reshape
     | Transpose
+    | UpsampleNearest2d
     | Softmax
     | ArgMax
 )

@@ -34,6 +34,7 @@ __all__ = [
     "Reshape",
     "Softmax",
     "Transpose",
+    "UpsampleNearest2d",
 ]
 
 
@@ -176,6 +177,13 @@ class Transpose:
 
 
 @dataclass(frozen=True, eq=False)
+class UpsampleNearest2d:
+    """Each pixel repeated ``factor`` = (down, across) times; a sequence only across. Input and output have the same scale."""
+
+    factor: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Softmax:
     """The share of each exponential in their sum along ``axis`` (eq. 26); the batch axis is not counted.
 
@@ -220,6 +228,7 @@ IntOp = (
     | Pad
     | Reshape
     | Transpose
+    | UpsampleNearest2d
     | Softmax
     | ArgMax
 )

@@ -59,6 +59,12 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
         if len(first) == 2 and (top or bottom):
             raise ModelError(f"{node.name}: a sequence {first} has no rows to pad, got {op.padding}.")
         return (*(first[:1] if len(first) == 2 else (first[0], first[1] + top + bottom)), first[-1] + left + right)
+    if isinstance(op, int_ops.UpsampleNearest2d):
+        _need_image(node, first)
+        if len(first) == 2 and op.factor[0] != 1:
+            raise ModelError(f"{node.name}: a sequence {first} has no rows to repeat, got the factor {op.factor}.")
+        factors = op.factor[-len(first) + 1 :]
+        return (first[0], *(size * factor for size, factor in zip(first[1:], factors, strict=True)))
     if isinstance(op, int_ops.Reshape):
         if math.prod(op.shape) != math.prod(first) or min(op.shape, default=0) < 1:
             raise ModelError(f"{node.name}: {first} cannot become {op.shape}; both need the same number of elements.")

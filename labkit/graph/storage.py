@@ -7,7 +7,8 @@ r"""``.lab`` files: a magic word, a version, a JSON header that describes the gr
           52            header, UTF-8 JSON: the graph's nodes
                         body, safetensors
 
-Version 2 knows the operations of `SINCE_2` too; a graph without them is written as version 1, which older labkits read.
+Version 2 knows the operations of `SINCE_2` too, version 3 those of `SINCE_3`. A graph is written as the lowest version that
+knows all of it, so that older labkits read what they can.
 
 Nothing in a file is executed: the header names classes from a fixed list, and arrays are plain numbers. Weights of four
 bits or fewer are packed two to a byte.
@@ -37,7 +38,7 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 __all__ = ["VERSION", "dumps", "load", "loads", "save"]
 
 MAGIC = b"labkit\0\n"
-VERSION = 2  # the newest that is read
+VERSION = 3  # the newest that is read
 _HEAD = struct.Struct("<8sIQ32s")
 _LARGEST_HEADER = 64 * 2**20
 
@@ -50,6 +51,7 @@ SINCE_2 = (
     "Softmax",
     "Transpose",
 )  # operations that a file of version 1 does not have
+SINCE_3 = ("UpsampleNearest2d",)
 
 _CLASSES = {
     cls.__name__: cls
@@ -100,8 +102,7 @@ def dumps(graph: IntGraph) -> bytes:
         "nodes": nodes,
     }
     text = json.dumps(header, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    version = 2 if any(type(node.op).__name__ in SINCE_2 for node in graph) else 1
-    return _HEAD.pack(MAGIC, version, len(text), hashlib.sha256(text + body).digest()) + text + body
+    return _HEAD.pack(MAGIC, _version_of(graph), len(text), hashlib.sha256(text + body).digest()) + text + body
 
 
 def loads(data: bytes, name: str = "the data") -> IntGraph:
@@ -135,13 +136,22 @@ def loads(data: bytes, name: str = "the data") -> IntGraph:
         nodes = tuple(_decode(node, arrays) for node in header["nodes"])
         if not all(isinstance(node.name, str) for node in nodes):
             raise ModelError("A node's name must be text.")
-        return IntGraph(nodes, tuple(header["outputs"]), header["notes"])
+        graph = IntGraph(nodes, tuple(header["outputs"]), header["notes"])
+        if version != _version_of(graph):  # which the checksum does not cover
+            raise ModelError(f"It says version {version} and holds what version {_version_of(graph)} writes: it is damaged.")
+        return graph
     except LabkitError as error:
         raise ModelError(error if name in str(error) else f"{name} does not hold a sound network. {error}") from error
     except Exception as error:  # whatever a hostile header provokes, the file is at fault
         raise ModelError(
             f"{name} does not hold a sound network ({type(error).__name__}: {error}). Quantize the network again."
         ) from error
+
+
+def _version_of(graph: IntGraph) -> int:
+    """The lowest version that knows every operation of ``graph``."""
+    used = {type(node.op).__name__ for node in graph}
+    return 3 if used & set(SINCE_3) else 2 if used & set(SINCE_2) else 1
 
 
 def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:

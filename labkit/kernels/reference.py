@@ -17,7 +17,7 @@ from labkit.arithmetic import affine
 from labkit.arithmetic.requantize import Requantizer
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.kernels.reference_heads import argmax, softmax
-from labkit.kernels.reference_layout import pad, reshape, transpose
+from labkit.kernels.reference_layout import pad, reshape, transpose, upsample_nearest2d
 
 __all__ = [
     "adaptive_average_pool2d",
@@ -37,6 +37,7 @@ __all__ = [
     "reshape",
     "softmax",
     "transpose",
+    "upsample_nearest2d",
 ]
 
 Integers = NDArray[np.integer]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["pad", "reshape", "transpose"]
+__all__ = ["pad", "reshape", "transpose", "upsample_nearest2d"]
 
 Integers = NDArray[np.integer]
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -30,3 +30,8 @@ def reshape(x: Integers, *, shape: tuple[int, ...]) -> Integers:
 def transpose(x: Integers, *, axes: tuple[int, ...]) -> Integers:
     """``x`` [N, ...] with its axes in another order: axis i of the result is axis ``axes[i]`` of ``x``, N not counted."""
     return x.transpose(0, *(1 + axis for axis in axes))
+
+
+def upsample_nearest2d(x: Integers, *, factor: tuple[int, int]) -> Integers:
+    """``x`` [N, C, H, W] with each pixel repeated ``factor`` = (f, g) times. Returns [N, C, H f, W g]."""
+    return np.repeat(np.repeat(x, factor[0], axis=2), factor[1], axis=3)

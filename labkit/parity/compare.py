@@ -19,6 +19,7 @@ from labkit.frontends.torch_fx import parameters_digest
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.net import IntegerNet
+from labkit.parity.chosen_ends import check_ends, saved_ends
 from labkit.parity.emulate_torch import DecidedWeights, Emulation
 from labkit.parity.memory import image_bytes
 from labkit.parity.report import ParityReport
@@ -84,6 +85,14 @@ def verify(
             tally.missing("parameters of the module, sha256", str(made_of), given)
     emulation = None if module is None else _emulation(graph, module, decided)
     if emulation is not None:
+        plan = BitPlan.from_json(graph.notes["plan"])
+        if ends := saved_ends(graph, plan):
+            known = {name: pair for name, pair in ends.items() if name in emulation.parameters}
+            check_ends(tally, plan, known, emulation.folded)
+            remarks += (
+                f"Scales and integers of weights are derived from the ends of their ranges that were saved; the same method "
+                f"({plan.weight_ranges}), run again on the module's weights, was to choose these ends again.",
+            )
         for node in graph:
             if not isinstance(node.op, int_ops.Dequantize):
                 _compare_parameters(tally, node, emulation.parameters.get(node.name), node.name in decided)
@@ -214,8 +223,9 @@ def _emulation(graph: IntGraph, module: nn.Module, decided: Mapping[str, Decided
     for name, tensor in module.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise ModelError(f"{name} of the {kind} holds NaN or infinite values. Give the module that was quantized.")
+    ends = saved_ends(graph, plan)
     try:
-        emulation = Emulation(module, calibration, plan, shape, decided)
+        emulation = Emulation(module, calibration, plan, shape, decided, ends)
     except (KeyError, InputError) as error:
         what = f"its calibration and bit plan do not name {error}." if isinstance(error, KeyError) else str(error)
         raise ModelError(

@@ -77,6 +77,7 @@ class Emulation:
     plan : bits by name
     input_shape : without the batch axis
     decided : by layer, weights that a rounding method decided, which cannot be derived from the module
+    ends : by layer, low and high float64 [O] or [1] of weights whose range a search chose, in the same sense
 
     Attributes
     ----------
@@ -96,8 +97,9 @@ class Emulation:
         plan: BitPlan,
         input_shape: tuple[int, ...],
         decided: Mapping[str, DecidedWeights] | None = None,
+        ends: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
-        self._decided = dict(decided or {})
+        self._decided, self._ends = dict(decided or {}), dict(ends or {})
         self._traced = trace_module(module, input_shape)
         self._traced.graph.eliminate_dead_code()
         self._calibration, self._plan = calibration, plan
@@ -136,6 +138,11 @@ class Emulation:
             for name in {*step.inputs, step.name}:
                 if last_use.get(name, step.name) == step.name:
                     del results[name]
+
+    def folded(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weights of the layer ``name`` with batch norms folded, float32 [O, ...], and bool [O]: channels that are gone."""
+        step = self._steps[name]
+        return step.weight, step.vanished
 
     def dequantized(self, name: str, integers: torch.Tensor) -> torch.Tensor:
         """Eq. 1 for the result of node ``name``: float32 from its ``integers`` (int64, any shape)."""
@@ -349,7 +356,9 @@ class Emulation:
             scale = torch.tensor([arithmetic.exact_mean(row.abs()) for row in rows], dtype=torch.float64).float()
         else:
             low, high = rows.amin(1), rows.amax(1)
-            if self._plan.weight_ranges == "3sigma":
+            if step.name in self._ends and len(self._ends[step.name][0]) == len(rows):  # else another module's
+                low, high = self._ends[step.name]
+            elif self._plan.weight_ranges == "3sigma":
                 means = torch.tensor([arithmetic.exact_mean(row) for row in rows], dtype=torch.float64)
                 squares = [arithmetic.exact_mean((row - m).square()) for row, m in zip(rows, means, strict=True)]
                 spread = 3 * torch.tensor(squares, dtype=torch.float64).sqrt()

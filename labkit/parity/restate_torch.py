@@ -22,7 +22,10 @@ from labkit.parity import torch_arithmetic as arithmetic
 
 __all__ = ["run_graph"]
 
-_WINDOWED = int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d | int_ops.AdaptiveAveragePool2d | int_ops.Pad
+_WINDOWED = (
+    *(int_ops.Conv2d, int_ops.MaxPool2d, int_ops.AveragePool2d, int_ops.AdaptiveAveragePool2d),
+    *(int_ops.Pad, int_ops.UpsampleNearest2d),
+)
 
 
 def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -72,6 +75,11 @@ def _execute(graph: IntGraph, node: IntNode, x: dict[str, torch.Tensor], arrays:
         return arrays[0].permute(0, *(1 + axis for axis in op.axes))
     if arrays[0].ndim == 3 and isinstance(op, _WINDOWED):  # sequences are images of height 1
         return _execute(graph, node, x, [array.unsqueeze(2) for array in arrays]).squeeze(2)
+    if isinstance(op, int_ops.UpsampleNearest2d):
+        images, channels, height, width = arrays[0].shape
+        (down, across), pixels = op.factor, arrays[0][:, :, :, None, :, None]
+        repeated = pixels.expand(images, channels, height, down, width, across)
+        return repeated.reshape(images, channels, height * down, width * across)
     if isinstance(op, int_ops.MaxPool2d):
         return _max_pool(op, arrays[0], (*(1, 1, 1), *node.output.shape[1:])[-3:])
     sources = [tensor.quantized[1] for tensor in graph.inputs_of(node)]

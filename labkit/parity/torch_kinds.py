@@ -15,6 +15,7 @@ __all__ = ["KEEPS_SCALE", "kind_of"]
 _SILENT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity)
 _SILENT_CALLS = (F.dropout, "contiguous")
 _SHAPERS = (nn.Flatten, nn.Unflatten)
+_STRETCHES = (nn.Upsample,)  # by a factor of 1 they change nothing
 _PADS = (nn.ConstantPad2d, nn.ConstantPad1d)
 _RESHAPES: tuple[Any, ...] = (
     *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze),
@@ -30,6 +31,7 @@ _MODULE_KINDS: tuple[tuple[type[nn.Module], str], ...] = (
     (nn.ReLU, "relu"),
     (nn.Hardtanh, "relu6"),
     *((layer, "same") for layer in (nn.MaxPool2d, nn.MaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool1d)),
+    (nn.Upsample, "same"),
     *((layer, "shape") for layer in _SHAPERS),
     *((layer, "pad") for layer in _PADS),
     *((layer, "softmax") for layer in (nn.Softmax, nn.Softmax2d)),
@@ -40,7 +42,7 @@ _CALL_KINDS: dict[Any, str] = {
     **dict.fromkeys((F.relu, torch.relu, "relu", "relu_"), "relu"),
     F.relu6: "relu6",
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d, F.adaptive_max_pool2d), "same"),
-    **dict.fromkeys((F.max_pool1d, F.adaptive_max_pool1d, *_ORDERS), "same"),
+    **dict.fromkeys((F.max_pool1d, F.adaptive_max_pool1d, F.interpolate, *_ORDERS), "same"),
     **dict.fromkeys(_RESHAPES, "shape"),
     F.pad: "pad",
     **dict.fromkeys((F.avg_pool2d, F.avg_pool1d), "mean"),
@@ -63,10 +65,10 @@ def kind_of(node: fx.Node, part: nn.Module | None) -> str | None:
     if node.op == "placeholder":
         return "input"
     if part is not None:
-        if isinstance(part, _SILENT) or (isinstance(part, _SHAPERS + _PADS) and _keeps_shape(node)):
+        if isinstance(part, _SILENT) or (isinstance(part, _SHAPERS + _PADS + _STRETCHES) and _keeps_shape(node)):
             return "silent"
         return next((label for kind, label in _MODULE_KINDS if isinstance(part, kind)), None)
-    if node.target in _SILENT_CALLS or (node.target in (*_RESHAPES, F.pad) and _keeps_shape(node)):
+    if node.target in _SILENT_CALLS or (node.target in (*_RESHAPES, F.pad, F.interpolate) and _keeps_shape(node)):
         return "silent"
     if node.target in _ORDERS and _keeps_order(node):
         return "silent"

@@ -13,7 +13,6 @@ from labkit.arithmetic.affine import (
     QParams,
     QTensor,
     QuantSpec,
-    exact_mean,
     params_from_range,
     params_from_values,
     quantize,
@@ -29,11 +28,14 @@ from labkit.graph.float_ops import Activation
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
 from labkit.quantization.calibration import Calibration
+from labkit.quantization.clipping.weights import DERIVED, weight_ends
 from labkit.quantization.plan import BitPlan, tensor_names
 from labkit.quantization.rounded import RoundedLayer, rounded_digest
 from labkit.quantization.tensors import output_tensor
 
 __all__ = ["check_plan", "convert", "quantize_bias", "quantize_weight"]
+
+Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 BIAS_LIMIT = 2**30  # half of int32: the other half is left to the products
 _ADD_BITS = 30
@@ -54,7 +56,8 @@ def convert(
     graph : after `passes.simplify`
     calibration : a range for each tensor of the graph
     plan : bits and grids
-    notes : plain JSON values to keep with the result; calibration, plan and the biases of ``rounded`` are added
+    notes : plain JSON values to keep with the result; calibration, plan, ends that a search chose for weights, and the biases
+        of ``rounded`` are added
     rounded : by layer, weights that were rounded elsewhere and the bias that goes with them; other layers are rounded here
 
     Raises
@@ -70,10 +73,11 @@ def convert(
         _check_rounded(name, layer, graph, plan)
     tensors: dict[str, Tensor] = {}
     nodes: list[IntNode] = []
+    chosen = _chosen_ends(graph, plan, rounded)
     for node in graph:
         inputs = [tensors[name] for name in node.inputs]
         tensors[node.name] = output_tensor(node, inputs, calibration, plan)
-        op = _operation(node, inputs, tensors[node.name], plan, rounded.get(node.name))
+        op = _operation(node, inputs, tensors[node.name], plan, rounded.get(node.name), chosen.get(node.name))
         nodes.append(IntNode(node.name, op, node.inputs, tensors[node.name], node.carries))
     taken = {*tensors, *(carried for node in graph for carried in node.carries)}
     outputs = []
@@ -88,6 +92,10 @@ def convert(
         tensors[border] = Tensor(tensors[name].shape, None, None)
         nodes.append(IntNode(border, int_ops.Dequantize(), (name,), tensors[border]))
     kept = {**(notes or {}), "calibration": calibration.to_json(), "plan": plan.to_json()}
+    if chosen:
+        kept["weight_ends"] = {
+            name: [np.asarray(end).reshape(-1).tolist() for end in ends] for name, ends in chosen.items()
+        }
     if rounded:
         kept["rounded_biases"] = {name: [float(b) for b in layer.bias] for name, layer in rounded.items()}
         kept["rounded_sha256"] = rounded_digest(nodes, kept["rounded_biases"])
@@ -95,18 +103,29 @@ def convert(
 
 
 def quantize_weight(
-    name: str, weight: NDArray[np.float32], spec: QuantSpec, ranges: str = "minmax", vanished: Sequence[int] = ()
+    name: str,
+    weight: NDArray[np.float32],
+    spec: QuantSpec,
+    ranges: str = "minmax",
+    vanished: Sequence[int] = (),
+    ends: Ends | None = None,
 ) -> QTensor:
     """Integers of the weights of the layer ``name``, rounded to nearest (eqs. 2 and 4; one bit: eq. 6).
 
-    ``weight`` is float32 [O, ...]; ``spec`` the grid; ``ranges`` "minmax" or "3sigma" (clipped at mean -+ 3 standard
-    deviations of the tensor or channel, inside the actual range). Channels that are ``vanished`` are zeros on purpose: per
-    channel they get the smallest scale, which their bias then enlarges (eq. 8a).
+    Parameters
+    ----------
+    name : of the layer, for errors
+    weight : float32 [O, ...]
+    spec : the grid, per tensor or per channel (axis 0)
+    ranges : one of `clipping.weights.WEIGHT_METHODS`; weights beyond the interval are clipped. One bit has no range
+    vanished : channels that are zeros on purpose: per channel they get the smallest scale, which their bias then enlarges
+        (eq. 8a)
+    ends : what `weight_ends` chose by ``ranges``, if that is known already
 
     Raises
     ------
     QuantizationError
-        A weight is not finite, or a whole channel (or tensor) is zero; the message names the layer.
+        A weight is not finite, a whole channel (or tensor) is zero, or the ranges cannot be chosen; the message names the layer.
     """
     per_tensor = isinstance(spec.granularity, PerTensor)
     ranged = weight
@@ -116,12 +135,7 @@ def quantize_weight(
     try:
         if ranges == "minmax" or spec.is_binary:
             return quantize_tensor(weight, params_from_values(ranged, spec), spec)
-        reals = ranged.astype(np.float64)
-        rows = reals.reshape(1 if per_tensor else len(reals), -1)
-        means = exact_mean(rows)
-        spread = 3 * np.sqrt(exact_mean(np.square(rows - means[:, None])))
-        low, high = np.maximum(rows.min(1), means - spread), np.minimum(rows.max(1), means + spread)
-        ends = (low[0], high[0]) if per_tensor else (low, high)
+        ends = weight_ends(weight, spec, ranges, vanished) if ends is None else ends
         return quantize_tensor(weight, params_from_range(*ends, spec), spec)
     except QuantizationError as error:
         raise QuantizationError(f"{name}, weights: {error}") from error
@@ -214,8 +228,31 @@ def _check_rounded(name: str, layer: RoundedLayer, graph: FloatGraph, plan: BitP
         )
 
 
+def _chosen_ends(graph: FloatGraph, plan: BitPlan, rounded: Mapping[str, RoundedLayer]) -> dict[str, Ends]:
+    """By layer, the ends that a search chooses for weights that are rounded here; none where they can be derived anew."""
+    if plan.weight_ranges in DERIVED:
+        return {}
+    found = {}
+    for node in graph:
+        if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear) or node.name in rounded:
+            continue
+        spec = plan.weight_spec(node.name)
+        if spec.is_binary:
+            continue
+        try:
+            found[node.name] = weight_ends(node.op.weight, spec, plan.weight_ranges, node.op.vanished)
+        except QuantizationError as error:
+            raise QuantizationError(f"{node.name}, weights: {error}") from error
+    return found
+
+
 def _operation(
-    node: FloatNode, inputs: list[Tensor], output: Tensor, plan: BitPlan, rounded: RoundedLayer | None
+    node: FloatNode,
+    inputs: list[Tensor],
+    output: Tensor,
+    plan: BitPlan,
+    rounded: RoundedLayer | None,
+    ends: Ends | None,
 ) -> IntOp:
     op = node.op
     if isinstance(op, float_ops.Input):
@@ -230,6 +267,8 @@ def _operation(
         return int_ops.Reshape(op.shape)
     if isinstance(op, float_ops.Transpose):
         return int_ops.Transpose(op.axes)
+    if isinstance(op, float_ops.UpsampleNearest2d):
+        return int_ops.UpsampleNearest2d(op.factor)
     if isinstance(op, float_ops.ArgMax):
         return int_ops.ArgMax(op.axis, op.keepdims)
     if isinstance(op, float_ops.Softmax):
@@ -242,7 +281,7 @@ def _operation(
     if isinstance(op, float_ops.Conv2d | float_ops.Linear):
         if rounded is None:
             spec = plan.weight_spec(node.name)
-            weight = quantize_weight(node.name, op.weight, spec, plan.weight_ranges, op.vanished)
+            weight = quantize_weight(node.name, op.weight, spec, plan.weight_ranges, op.vanished, ends)
             reals, real_bias = op.weight, op.bias
         else:
             weight, reals, real_bias = rounded.weight, rounded.weight.dequantized(), rounded.bias

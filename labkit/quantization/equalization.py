@@ -32,7 +32,7 @@ RELU6 = ("keep", "replace")
 ROUNDS = 20
 _LETS_FACTORS_THROUGH = (
     *(float_ops.MaxPool2d, float_ops.AveragePool2d, float_ops.AdaptiveAveragePool2d),
-    *(float_ops.Flatten, float_ops.Pad),
+    *(float_ops.Flatten, float_ops.Pad, float_ops.UpsampleNearest2d),
 )
 
 

@@ -51,6 +51,7 @@ def quantize(
     plan: BitPlan | None = None,
     per_channel: bool = True,
     activation_scheme: str = "affine",
+    weight_ranges: str = "minmax",
     rounding_options: RoundingOptions | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
@@ -73,11 +74,15 @@ def quantize(
         A preset that fills the rest: the name of one of the ranges or roundings, or "best", the strongest combination
         found (`labkit.quantization.weight_rounding.best`).
     plan : BitPlan, optional
-        Bits layer by layer; replaces ``weights``, ``activations``, ``per_channel`` and ``activation_scheme``.
+        Bits layer by layer; replaces ``weights``, ``activations``, ``per_channel``, ``activation_scheme`` and
+        ``weight_ranges``.
     per_channel : bool
         One weight scale for each output channel (True) or each layer.
     activation_scheme : "affine" or "symmetric"
         Unsigned with a zero point, or signed without.
+    weight_ranges : str
+        How far weights that are rounded to nearest may reach before they are clipped: minmax, 3sigma, percentile, mse,
+        l2.4, kl or aciq. Other roundings choose their grid by ``rounding_options.grid``.
     rounding_options : RoundingOptions, optional
         Everything that a rounding but "nearest" can be told.
     seed : int
@@ -102,18 +107,22 @@ def quantize(
     ranges, rounding, rounding_options = _filled(method, ranges, rounding, rounding_options)
     if plan is not None and not isinstance(plan, BitPlan):
         raise QuantizationError(f"plan must be a BitPlan (BitPlan.load reads one), got {type(plan).__name__}.")
-    given = (weights, activations, per_channel, activation_scheme)
-    if plan is not None and given != (8, 8, True, "affine"):
+    given = (weights, activations, per_channel, activation_scheme, weight_ranges)
+    if plan is not None and given != (8, 8, True, "affine", "minmax"):
         raise QuantizationError(
-            "A plan says all about bits and grids: give either plan, or weights, activations, per_channel and "
-            "activation_scheme."
+            "A plan says all about bits and grids: give either plan, or weights, activations, per_channel, "
+            "activation_scheme and weight_ranges."
+        )
+    if rounding != "nearest" and weight_ranges != "minmax":
+        raise QuantizationError(
+            f"weight_ranges={weight_ranges!r} are for rounding='nearest'; {rounding!r} chooses its own grid: leave them out and "
+            f"give rounding_options=RoundingOptions(grid=...)."
         )
     images, shape = _peek(batches)
     graph = simplify(from_torch(module, shape))
     if plan is None:
-        plan = BitPlan.uniform(
-            graph, weights, activations, per_channel=per_channel, activation_scheme=activation_scheme
-        )
+        options: dict[str, Any] = {"per_channel": per_channel, "activation_scheme": activation_scheme}
+        plan = BitPlan.uniform(graph, weights, activations, **options, weight_ranges=weight_ranges)
     check_plan(graph, plan)  # before the images are looked at, which may take long
     seen: list[NDArray[np.float32]] = []
     wanted = rounding_options.images if rounding != "nearest" else _LOSS_IMAGES if ranges == "lapq" else 0
@@ -122,10 +131,10 @@ def quantize(
         calibration = calibrate(graph, images, ranges)
     else:
         calibration = calibrate(graph, images, histograms=ranges != "ema")
-        options = {}
+        told = {}
         if ranges == "lapq":
-            options["loss"] = quantized_loss(graph, calibration, plan, np.concatenate(seen)[:_LOSS_IMAGES])
-        calibration = choose_ranges(calibration, graph, plan, ranges, **options)
+            told["loss"] = quantized_loss(graph, calibration, plan, np.concatenate(seen)[:_LOSS_IMAGES])
+        calibration = choose_ranges(calibration, graph, plan, ranges, **told)
     notes: dict[str, Any] = {
         "rounding": rounding,
         "source": type(module).__name__,

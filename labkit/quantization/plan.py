@@ -16,13 +16,15 @@ from labkit.errors import QuantizationError
 from labkit.files import write_atomically
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
+from labkit.quantization.clipping.weights import WEIGHT_METHODS
 
 __all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "observed_names", "scale_owner", "tensor_names"]
 
 ACTIVATION_SCHEMES = ("affine", "symmetric")
-WEIGHT_RANGES = ("minmax", "3sigma")
+WEIGHT_RANGES = WEIGHT_METHODS
 _KEEPS_SCALE = (
     *(float_ops.MaxPool2d, float_ops.Flatten, float_ops.Pad, float_ops.Reshape, float_ops.Transpose),
+    float_ops.UpsampleNearest2d,
     float_ops.ArgMax,  # an index has no scale; it depends on that of its input
 )
 
@@ -45,7 +47,8 @@ class BitPlan:
     activations : 2..8 for each tensor of `tensor_names`.
     per_channel : one weight scale for each output channel, or one for the layer.
     activation_scheme : "affine" (unsigned, with a zero point) or "symmetric" (signed, narrow, as in the EE219 lab).
-    weight_ranges : "minmax", or "3sigma" to clip weights at mean -+ 3 standard deviations (2 bits and more).
+    weight_ranges : one of `WEIGHT_RANGES`, for weights of 2 bits and more that are rounded to nearest: "minmax", or what
+        clips the largest of them: "3sigma" (at mean -+ 3 standard deviations), "mse", ... (`clipping.weights`).
 
     Raises
     ------

@@ -16,6 +16,8 @@ from labkit.quantization.plan import BitPlan
 
 __all__ = ["output_tensor"]
 
+_Moves = float_ops.Pad | float_ops.Reshape | float_ops.Transpose | float_ops.UpsampleNearest2d
+
 
 def output_tensor(node: FloatNode, inputs: list[Tensor], calibration: Calibration, plan: BitPlan) -> Tensor:
     """Shape, grid and scale of what ``node`` puts out.
@@ -37,7 +39,7 @@ def output_tensor(node: FloatNode, inputs: list[Tensor], calibration: Calibratio
         return Tensor((int(np.prod(inputs[0].shape)),), inputs[0].spec, inputs[0].params)
     if isinstance(op, float_ops.MaxPool2d):
         return Tensor(_window_shape(op, inputs[0].shape), inputs[0].spec, inputs[0].params)
-    if isinstance(op, float_ops.Pad | float_ops.Reshape | float_ops.Transpose):
+    if isinstance(op, _Moves):
         return Tensor(_moved_shape(op, inputs[0].shape), inputs[0].spec, inputs[0].params)
     if isinstance(op, float_ops.ArgMax):
         shape = inputs[0].shape
@@ -70,13 +72,14 @@ def output_tensor(node: FloatNode, inputs: list[Tensor], calibration: Calibratio
     return Tensor(max((t.shape for t in inputs), key=math.prod), spec, params)
 
 
-def _moved_shape(
-    op: float_ops.Pad | float_ops.Reshape | float_ops.Transpose, shape: tuple[int, ...]
-) -> tuple[int, ...]:
+def _moved_shape(op: _Moves, shape: tuple[int, ...]) -> tuple[int, ...]:
     if isinstance(op, float_ops.Reshape):
         return op.shape
     if isinstance(op, float_ops.Transpose):
         return tuple(shape[axis] for axis in op.axes)
+    if isinstance(op, float_ops.UpsampleNearest2d):
+        factors = op.factor[-len(shape) + 1 :]  # a sequence has no rows
+        return (shape[0], *(size * factor for size, factor in zip(shape[1:], factors, strict=True)))
     edges = op.padding[-len(shape) + 1 :]  # a sequence has no rows
     return (shape[0], *(size + sum(edge) for size, edge in zip(shape[1:], edges, strict=True)))
 

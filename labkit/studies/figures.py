@@ -17,33 +17,86 @@ __all__ = ["svg"]
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 MARKERS = "osD^vP*"
 _MANY = 9  # words under an axis beyond which they are turned
+_DENSE = 60  # points of a line beyond which they are not marked one by one
+_PANELS = 3  # in a row
 
 
 def svg(figure: Figure) -> str:
     """``figure`` as the text of an SVG file, white background, text kept as text."""
     with matplotlib.rc_context({"svg.hashsalt": figure.name, "svg.fonttype": "none", "font.size": 10}):
-        canvas = Canvas(figsize=(7.2, 4.2), layout="constrained")
-        axes = canvas.add_subplot()
-        for index, series in enumerate(figure.series):
-            _draw(axes, figure, series, index)
-        for index, (label, at) in enumerate(figure.marks.items()):
-            axes.axvline(at, color=COLOURS[-1 - index % 3], linestyle=(0, (4, 2 + index)), linewidth=1.2, label=label)
-        axes.set_title(figure.title)
-        axes.set_xlabel(figure.x_label)
-        axes.set_ylabel(figure.y_label)
-        if figure.log_x:
-            axes.set_xscale("log")
-        if figure.log_y:
-            axes.set_yscale("log")
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-        if len(figure.series) + len(figure.marks) > 1:
-            axes.legend(frameon=False, fontsize=9)
+        canvas = (
+            _panels(figure)
+            if figure.panels
+            else _pictures(figure)
+            if figure.pictures
+            else Canvas(figsize=(7.2, 4.2), layout="constrained")
+        )
+        if not (figure.panels or figure.pictures):
+            axes = canvas.add_subplot()
+            _fill(axes, figure)
+            if len(figure.series) + len(figure.marks) > 1 and figure.kind == "bar":  # bars leave no room
+                canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
+            elif len(figure.series) + len(figure.marks) > 1:
+                axes.legend(frameon=False, fontsize=9)
         buffer = io.StringIO()
         FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines()) + "\n"
+
+
+def _panels(figure: Figure) -> Canvas:
+    """The panels of ``figure`` three to a row, with one legend below all of them."""
+    rows = -(-len(figure.panels) // _PANELS)
+    canvas = Canvas(figsize=(10.5, 0.9 + 2.7 * rows), layout="constrained")
+    labelled = {}
+    for index, panel in enumerate(figure.panels):
+        axes = canvas.add_subplot(rows, _PANELS, index + 1)
+        _fill(axes, panel)
+        labelled.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
+    canvas.suptitle(figure.title)
+    if len(labelled) > 1:
+        canvas.legend(
+            list(labelled.values()), list(labelled), loc="outside lower center", ncols=len(labelled), frameon=False
+        )
+    return canvas
+
+
+def _pictures(figure: Figure) -> Canvas:
+    """The pictures of ``figure``, pixel for pixel, ``figure.across`` to a row."""
+    rows = -(-len(figure.pictures) // figure.across)
+    canvas = Canvas(figsize=(1.6 * figure.across, 0.5 + 1.65 * rows), layout="constrained")
+    for index, picture in enumerate(figure.pictures):
+        axes = canvas.add_subplot(rows, figure.across, index + 1)
+        axes.imshow(picture.pixels, interpolation="nearest")
+        axes.set_axis_off()
+        axes.set_title(picture.label, fontsize=9)
+    canvas.suptitle(figure.title)
+    return canvas
+
+
+def _fill(axes: Axes, figure: Figure) -> None:
+    """Everything of ``figure`` but its legend, on ``axes``."""
+    for index, series in enumerate(figure.series):
+        _draw(axes, figure, series, index)
+    for index, (label, at) in enumerate(figure.marks.items()):
+        for place, x in enumerate(at if isinstance(at, tuple) else (at,)):
+            axes.axvline(
+                x,
+                color=COLOURS[-1 - index % 3],
+                linestyle=(0, (4, 2 + index)),
+                linewidth=1.2,
+                label=None if place else label,
+            )
+    axes.set_title(figure.title)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    if figure.log_x:
+        axes.set_xscale("log")
+    if figure.log_y:
+        axes.set_yscale("log")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _draw(axes: Axes, figure: Figure, series: Series, index: int) -> None:
@@ -70,7 +123,7 @@ def _draw(axes: Axes, figure: Figure, series: Series, index: int) -> None:
             series.y,
             yerr=error,
             color=colour,
-            marker=marker,
+            marker=marker if len(series.x) <= _DENSE else None,
             markersize=4,
             linewidth=1.4,
             capsize=2,

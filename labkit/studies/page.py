@@ -22,7 +22,8 @@ def page(study: Study, result: StudyResult, made: Mapping[str, Any]) -> str:
     made
         ``command``, ``seconds``, ``versions`` and ``settings``, as `labkit.studies.run.run_study` keeps them.
     """
-    parts = [f"# {study.title}", f"Source: {study.source}.", f"**The document.** {study.says}"]
+    says = "To reach" if study.source.startswith("labkit") else "The document"
+    parts = [f"# {study.title}", f"Source: {study.source}.", f"**{says}.** {study.says}"]
     if made["settings"]["smoke"]:
         parts.append("**A smoke run: everything was cut short, and the figures below mean nothing.**")
     parts += ["## Findings", _findings(result)]

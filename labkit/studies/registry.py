@@ -5,11 +5,12 @@ from __future__ import annotations
 from labkit.errors import InputError
 from labkit.studies.adaround.listed import ADAROUND
 from labkit.studies.ee219.listed import EE219
+from labkit.studies.kit.listed import KIT
 from labkit.studies.study import Study
 
 __all__ = ["STUDIES", "find"]
 
-STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND)
+STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *KIT)
 
 
 def find(name: str) -> Study:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from labkit.errors import InputError
+from labkit.studies.picture import Picture
 
 __all__ = ["Figure", "Finding", "Series", "Settings", "Study", "StudyResult", "Table", "Tell", "mean_and_spread"]
 
@@ -106,7 +107,9 @@ class Figure:
     """A figure: ``line`` (points joined), ``scatter``, ``bar`` (x are words) or ``step`` (a histogram: x are left edges).
 
     name : the stem of its file
-    marks : upright lines by label, at their x
+    marks : upright lines by label, at their x, or at several
+    panels : smaller figures, three to a row, with one legend; of the figure itself only name and title are then used
+    pictures : images, ``across`` of them in a row, each under its label; again only name and title are used beside them
     """
 
     name: str
@@ -115,12 +118,27 @@ class Figure:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
-    marks: Mapping[str, float] = field(default_factory=dict)
+    marks: Mapping[str, float | tuple[float, ...]] = field(default_factory=dict)
     log_x: bool = False
     log_y: bool = False
+    panels: tuple[Figure, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    across: int = 6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "series", tuple(self.series))
+        object.__setattr__(self, "pictures", tuple(self.pictures))
+        object.__setattr__(self, "panels", tuple(self.panels))
+        marks = {label: tuple(at) if isinstance(at, list | tuple) else at for label, at in self.marks.items()}
+        object.__setattr__(self, "marks", marks)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Figure:
+        """The figure whose plain JSON values, fields by name, are ``values``."""
+        series = tuple(Series(**one) for one in values["series"])
+        panels = tuple(map(cls.from_json, values.get("panels", ())))
+        pictures = tuple(Picture(**one) for one in values.get("pictures", ()))
+        return cls(**{**values, "series": series, "panels": panels, "pictures": pictures})
 
 
 @dataclass(frozen=True)
@@ -164,10 +182,7 @@ class StudyResult:
             return cls(
                 tuple(Table(**table) for table in values["tables"]),
                 tuple(Finding(**finding) for finding in values["findings"]),
-                tuple(
-                    Figure(**{**figure, "series": tuple(Series(**series) for series in figure["series"])})
-                    for figure in values["figures"]
-                ),
+                tuple(Figure.from_json(figure) for figure in values["figures"]),
                 tuple(values["notes"]),
             )
         except (KeyError, TypeError) as error:

@@ -17,7 +17,13 @@ from labkit.graph.ir import IntGraph, IntNode
 __all__ = ["conv_element", "nearest", "tie_count"]
 
 _MULTIPLIES_NOTHING = (
-    int_ops.ArgMax | int_ops.Softmax | int_ops.Flatten | int_ops.Pad | int_ops.Reshape | int_ops.Transpose
+    int_ops.ArgMax
+    | int_ops.Softmax
+    | int_ops.Flatten
+    | int_ops.Pad
+    | int_ops.Reshape
+    | int_ops.Transpose
+    | int_ops.UpsampleNearest2d
 )
 
 

@@ -34,6 +34,7 @@ class Net(nn.Module):
         self.gate = conv(6, 6, 1, 0)
         self.pool = nn.AdaptiveAvgPool2d((3, 5))
         self.pad = nn.ZeroPad2d((1, 0, 2, 0))
+        self.up = nn.Upsample(scale_factor=(2, 1))
         self.line = nn.Conv1d(30, 4, 3)
         self.fc = nn.Linear(12, 5)
 
@@ -43,7 +44,7 @@ class Net(nn.Module):
         uneven = self.pad(self.pool(scaled))
         shuffled = uneven.permute(0, 3, 1, 2).reshape(x.size(0), 30, 6)
         logits = self.fc(F.max_pool1d(self.line(shuffled), 2, stride=1).flatten(1))
-        return scaled, logits.softmax(1), logits.argmax(1)
+        return self.up(scaled), logits.softmax(1), logits.argmax(1)
 
 
 CASE = Case("planted", Net, ())
@@ -69,6 +70,7 @@ def test_sound_net_passes() -> None:
     net, module = sound()
     kinds = {type(node.op).__name__ for node in net.graph}
     assert kinds >= {"Multiply", "AdaptiveAveragePool2d", "Pad", "Transpose", "Reshape", "Softmax", "ArgMax"}
+    assert "UpsampleNearest2d" in kinds
     for tier in ("reference", "numba"):
         assert labkit.verify(net, module, images(), kernels=tier).passed
         assert labkit.verify(net, None, images(), kernels=tier).passed
@@ -123,6 +125,10 @@ def _padded_on_the_other_side(x: Any, *, padding: Any, zero_point: int) -> Any:
     return reference.pad(x, padding=tuple((after, before) for before, after in padding), zero_point=zero_point)
 
 
+def _repeated_in_blocks(x: Any, *, factor: Any) -> Any:
+    return np.tile(x, (1, 1, *factor))
+
+
 def _channels_last_order(x: Any, *, shape: Any) -> Any:
     return np.moveaxis(x, 1, -1).reshape(len(x), *shape)
 
@@ -161,6 +167,7 @@ MISTAKES: dict[str, tuple[str, Wrong, str]] = {
     "gate of the image before": ("multiply", _gate_of_the_wrong_image, "mul"),
     "integer 0 for real 0": ("pad", _padded_with_integer_zero, "pad"),
     "right for left": ("pad", _padded_on_the_other_side, "pad"),
+    "the image repeated, not its pixels": ("upsample_nearest2d", _repeated_in_blocks, "up"),
     "reshape in the order of memory": ("reshape", _channels_last_order, "reshape"),
     "inverse order of axes": ("transpose", _inverse_order, "permute"),
     "shares cut off": ("softmax", _share_rounded_down, "softmax"),

@@ -415,6 +415,34 @@ CASES = (
         ("x", "pad", "one", "relu", "pad_1", "two"),
     ),
     Case(
+        "encoder and decoder",
+        lambda: net(
+            lambda s, x: (
+                lambda y: s.head(torch.cat([y, s.up(F.relu(s.deep(s.down(y))))], 1)) + F.interpolate(s.down(y), (8, 8))
+            )(F.relu(s.conv(x))),
+            conv=conv(),
+            down=nn.MaxPool2d(2),
+            deep=conv(4, 5),
+            up=nn.Upsample(scale_factor=2),
+            head=conv(9, 4),
+        ),
+        ("x", "conv", "relu", "down", "deep", "relu_1", "up", "cat", "head", "down_1", "interpolate", "add"),
+    ),
+    Case(
+        "up-sampling in other words",
+        lambda: row(
+            up=nn.UpsamplingNearest2d(scale_factor=3),
+            conv=conv(),
+            same=nn.Upsample(size=24),
+            exact=nn.Upsample(scale_factor=(1.0, 2.0), mode="nearest-exact"),
+            relu=nn.ReLU(),
+            flat=nn.Flatten(2),
+            long=nn.Upsample(scale_factor=2),
+            line=nn.Conv1d(4, 2, 5, stride=9),
+        ),
+        ("input_1", "up", "conv", "same", "exact", "relu", "flat", "long", "line"),
+    ),
+    Case(
         "channel shuffle",
         lambda: net(
             lambda s, x: s.b(

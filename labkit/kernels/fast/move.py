@@ -1,4 +1,6 @@
-"""Tensors in another order: reshape and transpose. See the same names in `reference`; a pad is a border (`engine.plan`).
+"""Tensors in another order or repeated: reshape, transpose and upsample_nearest2d. See the same names in `reference`.
+
+A pad is a border (`engine.plan`).
 
 Where a number lies in a buffer is settled when a network is prepared: `offsets` gives the place of every element, and what
 is left for a run is to copy from one list of places to another. The integers keep their scale; the two buffers may differ in

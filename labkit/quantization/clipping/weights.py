@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from labkit.quantization.clipping.lp import lp_range_of_values
 from labkit.quantization.clipping.methods import CLIPPING, check_options, clipped_range
 from labkit.quantization.histogram import StreamingHistogram
 
-__all__ = ["WEIGHT_METHODS", "weight_range"]
+__all__ = ["DERIVED", "WEIGHT_METHODS", "weight_ends", "weight_range"]
 
-WEIGHT_METHODS = ("minmax", "3sigma", *CLIPPING)
+DERIVED = ("minmax", "3sigma")  # ends that any other computation finds to the last bit
+WEIGHT_METHODS = (*DERIVED, *CLIPPING)
+_SMALLEST_SCALE = np.finfo(np.float32).tiny
 _EXPONENTS = {"mse": 2.0, "l2.4": 2.4}
 
 
@@ -25,7 +28,7 @@ def weight_range(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The interval (low, high) for the weights ``values``, one for each channel where ``spec`` is per axis.
 
-    "minmax" and "3sigma" are those of `convert.quantize_weight`, to the last bit. "mse" and "l2.4" measure the error on
+    The sums of "3sigma" are rounded once, so that it gives the same ends everywhere. "mse" and "l2.4" measure the error on
     the weights themselves; the others look at a histogram, which for a channel of a few dozen weights is a coarse thing.
     A channel of zeros has the interval [0, 0], which `params_from_range` refuses by number.
 
@@ -62,6 +65,34 @@ def weight_range(
     else:
         low, high = np.array([_clipped(row, spec, method, options) for row in rows]).T
     return (low, high) if isinstance(spec.granularity, PerAxis) else (low[0], high[0])
+
+
+def weight_ends(
+    weight: NDArray[np.floating], spec: QuantSpec, method: str = "minmax", vanished: Sequence[int] = ()
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """`weight_range` of a layer's weights, of which some channels may be zeros on purpose.
+
+    Parameters
+    ----------
+    weight : float array [O, ...], finite
+    spec : the grid; per tensor or per channel (axis 0)
+    method : one of `WEIGHT_METHODS`
+    vanished : channels that a batch norm has taken away. Per channel their ends give the smallest scale
+
+    Returns
+    -------
+    Two float64 arrays of shape () or (O,).
+
+    Raises
+    ------
+    QuantizationError
+        As `weight_range`.
+    """
+    low, high = weight_range(weight, spec, method)
+    if len(vanished) and isinstance(spec.granularity, PerAxis):
+        low, high = low.copy(), high.copy()
+        low[list(vanished)] = high[list(vanished)] = _SMALLEST_SCALE * spec.qmax
+    return low, high
 
 
 def _rows(values: NDArray[np.floating], spec: QuantSpec) -> NDArray[np.float64]:

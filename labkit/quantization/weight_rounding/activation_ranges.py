@@ -23,10 +23,11 @@ from labkit.quantization.weight_rounding.prefix import Prefix, RangeChooser, fak
 __all__ = ["mse_range", "output_error_chooser"]
 
 SHARES = (0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5)
+LOW_SHARES = (0.2, 0.3, 0.4, 0.5, *SHARES)  # of an end that a ReLU cuts off later
 IMAGES = 128
 _MOVES_NUMBERS = (
     *(float_ops.MaxPool2d, float_ops.Flatten, float_ops.Pad, float_ops.Reshape, float_ops.Transpose),
-    *(float_ops.AveragePool2d, float_ops.AdaptiveAveragePool2d, float_ops.Relu),
+    *(float_ops.AveragePool2d, float_ops.AdaptiveAveragePool2d, float_ops.Relu, float_ops.UpsampleNearest2d),
 )
 
 
@@ -57,6 +58,8 @@ def output_error_chooser(highest_bits: int = 8) -> RangeChooser:
         low, high = mse_range(value, spec)
         sample = slice(0, IMAGES)
         judged = _consumers(prefix.graph, node.name)
+        if (sums := _rectified_sum(prefix, node, sample)) is not None:
+            return _best_for_sum(value[sample], prefix.floats[node.name][sample], sums, (low, high), spec)
         if not judged:
             return low, high
         exact, given = prefix.floats[node.name][sample], value[sample]
@@ -72,6 +75,49 @@ def output_error_chooser(highest_bits: int = 8) -> RangeChooser:
         return low * best, high * best
 
     return choose
+
+
+def _rectified_sum(
+    prefix: Prefix, node: FloatNode, sample: slice
+) -> tuple[FloatNode, torch.Tensor, torch.Tensor] | None:
+    """The addition with a ReLU that alone takes ``node``, with the float and the rounded form of what it adds; else None."""
+    consumers = prefix.graph.consumers(node.name)
+    if len(consumers) != 1 or node.name in prefix.graph.outputs:
+        return None
+    (addition,) = consumers
+    if not isinstance(addition.op, float_ops.Add) or addition.activation is Activation.NONE:
+        return None
+    other = addition.inputs[addition.inputs[0] == node.name]
+    if other not in prefix.rounded:
+        return None
+    return addition, prefix.floats[other][sample], prefix.rounded[other][sample]
+
+
+def _best_for_sum(
+    given: torch.Tensor,
+    exact: torch.Tensor,
+    sums: tuple[FloatNode, torch.Tensor, torch.Tensor],
+    ends: tuple[float, float],
+    spec: QuantSpec,
+) -> tuple[float, float]:
+    """Shares of either end of the range ``ends``, for the least squared error after the sum and its activation.
+
+    What a ReLU sets to 0 need not be told apart, so that the lower end of a branch can be cut off further than the upper.
+    """
+    addition, float_other, rounded_other = sums
+    with torch.no_grad():
+        wanted = run_node(addition, [exact, float_other])
+
+        def error(low: float, high: float) -> float:
+            return float(
+                (run_node(addition, [_rounded(given, (low, high), spec), rounded_other]) - wanted).square().mean()
+            )
+
+        low, high = ends
+        for _ in range(2):
+            low = min((ends[0] * share for share in LOW_SHARES), key=lambda tried: error(tried, high))
+            high = min((ends[1] * share for share in SHARES), key=lambda tried: error(low, tried))
+    return low, high
 
 
 def _consumers(graph: FloatGraph, name: str) -> list[list[FloatNode]]:

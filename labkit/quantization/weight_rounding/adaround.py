@@ -20,6 +20,7 @@ from labkit.quantization.weight_rounding.relaxation import (
     GAMMA,
     ZETA,
     annealed_beta,
+    annealed_temperature,
     decide,
     decided_levels,
     initial_variables,
@@ -31,17 +32,25 @@ __all__ = ["HOPFIELD", "RECTIFIED", "SIGMOID", "Relaxation", "adaround", "adarou
 Rows = NDArray[np.float64]
 
 ITERATIONS, LEARNING_RATE = 1000, 0.01
-LAST_TEMPERATURE = 0.05
 
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Which h: its stretch ``zeta``, ``gamma``; whether its temperature falls (``anneals``), whether there is a ``penalty``."""
+    """Which h: its stretch ``zeta``, ``gamma``; whether its temperature falls (``anneals``), whether there is a ``penalty``.
+
+    last_temperature, cooling : how far it falls from 1, and how (`annealed_temperature`).
+    """
 
     zeta: float = ZETA
     gamma: float = GAMMA
     anneals: bool = False
     penalty: bool = True
+    last_temperature: float = 0.05
+    cooling: str = "geometric"
+
+    def temperature(self, step: int, iterations: int) -> float:
+        """T after ``step`` of ``iterations`` steps."""
+        return annealed_temperature(step, iterations, self.last_temperature, self.cooling) if self.anneals else 1.0
 
 
 RECTIFIED = Relaxation()
@@ -75,8 +84,8 @@ def adaround(
 
     Returns
     -------
-    levels float64 [O, K], and the history: the output error of each iteration's soft weights, and the decisions asked
-    for
+    levels float64 [O, K], and the history: the output error of each iteration's soft weights, the decisions asked for,
+    and the variables
     """
     small = np.float32
     down, up = (np.ascontiguousarray(level, small) for level in grid.choices(weights))
@@ -89,7 +98,7 @@ def adaround(
     losses, kept = np.empty(iterations), {}
     stretch = (small(relaxation.zeta - relaxation.gamma), small(relaxation.gamma))
     for step in range(iterations):
-        temperature = LAST_TEMPERATURE ** (step / iterations) if relaxation.anneals else 1.0
+        temperature = relaxation.temperature(step, iterations)
         if step in keep:
             kept[step] = _decisions(variables, relaxation, temperature)
         _soften(soft, squashed, variables, base, reach, *stretch, small(temperature))
@@ -102,8 +111,9 @@ def adaround(
         correction = (small(1 - 0.9 ** (step + 1)), small(1 - 0.999 ** (step + 1)))
         _adam(variables, first, second, squashed, half, reach, *stretch, *told, *correction)
     if iterations in keep:
-        kept[iterations] = _decisions(variables, relaxation, LAST_TEMPERATURE if relaxation.anneals else 1.0)
-    return decided_levels(weights, decide(variables.astype(np.float64)), grid), LayerHistory(losses, kept)
+        kept[iterations] = _decisions(variables, relaxation, relaxation.temperature(iterations, iterations))
+    levels = decided_levels(weights, decide(variables.astype(np.float64)), grid)
+    return levels, LayerHistory(losses, kept, variables)
 
 
 def adaround_loss(

@@ -103,7 +103,7 @@ def adaround_images(
         optimizer.step()
     if iterations in options.history:
         kept[iterations] = soft.decisions().detach().numpy().copy()
-    return soft.levels(), LayerHistory(losses, kept)
+    return soft.levels(), LayerHistory(losses, kept, soft.variables.detach().numpy().copy())
 
 
 def apply_layer(op: Layer, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

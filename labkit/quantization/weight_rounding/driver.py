@@ -87,8 +87,10 @@ def round_weights(
         if progress is not None:
             progress(index, len(graph.nodes))
         if node.name in by_first:
+            started_block = time.perf_counter()
             block = by_first[node.name]
             run.reconstructed |= reconstruct_block(prefix, block, plan, options, method == "qdrop", seed + index)
+            run.search_seconds += time.perf_counter() - started_block
         if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear):
             prefix.step(node)
             continue
@@ -108,6 +110,7 @@ def round_weights(
         run.before,
         run.after,
         time.perf_counter() - started,
+        run.search_seconds,
         run.history,
     )
 
@@ -122,16 +125,19 @@ class _Run:
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.history: dict[str, LayerHistory] = {}
+        self.search_seconds = 0.0
         self.reconstructed: dict[str, tuple[Rows, RowGrid, LayerHistory | None]] = {}
 
     def layer(self, node: FloatNode, problem: LayerProblem, generator: np.random.Generator) -> Layer:
         """Round one layer; returns it with the weights that its integers stand for."""
         op = problem.op
+        started = time.perf_counter()
         if node.name in self.reconstructed:
             levels, grid, history = self.reconstructed.pop(node.name)
         else:
             grid = choose_grid(node, self.plan, self.options, problem.held)
             levels, grid, history = round_layer(self.method, problem, grid, self.options, generator)
+        self.search_seconds += time.perf_counter() - started
         nearest = choose_grid(node, self.plan, RoundingOptions(grid="minmax"))
         variance = max(float(problem.gram.energy.sum()), 1e-30)
         for table, weights in (

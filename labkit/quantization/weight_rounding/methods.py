@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -90,6 +91,7 @@ def _relaxed(
     generator: np.random.Generator,
 ) -> Found:
     told = {"iterations": options.iterations, "learning_rate": options.learning_rate}
+    relaxation = replace(relaxation, last_temperature=options.last_temperature, cooling=options.cooling)
     return adaround(
         problem.weights,
         grid,

@@ -17,8 +17,9 @@ from labkit.quantization.calibration import Calibration
 from labkit.quantization.rounded import RoundedLayer
 from labkit.quantization.weight_rounding.grids import LEVELS
 
-__all__ = ["GRIDS", "RANGE_CHOICES", "LayerHistory", "RoundedWeights", "RoundingOptions"]
+__all__ = ["COOLINGS", "GRIDS", "RANGE_CHOICES", "LayerHistory", "RoundedWeights", "RoundingOptions"]
 
+COOLINGS = ("geometric", "linear")
 GRIDS = ("minmax", "3sigma", "mse", "output-mse")
 RANGE_CHOICES = ("calibration", "omse")
 
@@ -54,6 +55,7 @@ class RoundingOptions:
     restricted : coordinate descent goes to the levels next below and above a weight only.
     iterations, learning_rate : of methods that follow a gradient; None for the method's own.
     regularization, warm_up : of AdaRound, lambda and the share of iterations without it.
+    last_temperature, cooling : of "hopfield": what its temperature falls to from 1, and how ("geometric" or "linear").
     batch_size : images a step of the methods that look at images.
     with_activation : AdaRound by images compares outputs after the activation function.
     drop_share : of activations that QDrop leaves unrounded.
@@ -85,6 +87,8 @@ class RoundingOptions:
     learning_rate: float | None = None
     regularization: float = 0.01
     warm_up: float = 0.2
+    last_temperature: float = 0.05
+    cooling: str = "geometric"
     batch_size: int = 32
     with_activation: bool = False
     drop_share: float = 0.5
@@ -100,6 +104,7 @@ class RoundingOptions:
             ("grid", self.grid, GRIDS),
             ("levels", self.levels, LEVELS),
             ("activation_ranges", self.activation_ranges, RANGE_CHOICES),
+            ("cooling", self.cooling, COOLINGS),
         ):
             if got not in allowed:
                 raise QuantizationError(f"{what} must be one of {', '.join(allowed)}, got {got!r}.")
@@ -113,6 +118,8 @@ class RoundingOptions:
         ):
             if getattr(self, what) < lowest:
                 raise QuantizationError(f"{what} must be at least {lowest}, got {getattr(self, what)}.")
+        if not 0 < self.last_temperature <= 1:
+            raise QuantizationError(f"last_temperature must be above 0 and at most 1, got {self.last_temperature}.")
         for what in ("warm_up", "drop_share"):
             if not 0 <= getattr(self, what) <= 1:
                 raise QuantizationError(f"{what} must be in 0..1, got {getattr(self, what)}.")
@@ -120,10 +127,14 @@ class RoundingOptions:
 
 @dataclass(frozen=True, eq=False)
 class LayerHistory:
-    """How a search went: ``losses`` float64 [T] and, by iteration, the soft decisions h float32 [O, K]."""
+    """How a search went: ``losses`` float64 [T] and, by iteration, the soft decisions h float32 [O, K].
+
+    variables : V float32 [O, K] at the end, of which the integers were decided; None for a method that has no such.
+    """
 
     losses: NDArray[np.float64]
     decisions: Mapping[int, NDArray[np.float32]] = field(default_factory=dict)
+    variables: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +148,7 @@ class RoundedWeights:
     error_before, error_after : by layer, squared error of its output as a share of the output's variance: rounded to nearest
         on the grid of the weights' range, and as chosen; both from the same quantized prefix.
     seconds : of the whole run.
+    search_seconds : of choosing grids and integers alone, all else having been measured.
     history : by layer, where it was asked for.
     """
 
@@ -148,6 +160,7 @@ class RoundedWeights:
     error_before: Mapping[str, float]
     error_after: Mapping[str, float]
     seconds: float
+    search_seconds: float = 0.0
     history: Mapping[str, LayerHistory] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

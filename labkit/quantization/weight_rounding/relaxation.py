@@ -20,6 +20,7 @@ __all__ = [
     "GAMMA",
     "ZETA",
     "annealed_beta",
+    "annealed_temperature",
     "decide",
     "decided_levels",
     "initial_variables",
@@ -77,6 +78,15 @@ def annealed_beta(step: int, iterations: int, warm_up: float) -> float | None:
     """
     progress = (step / iterations - warm_up) / max(1e-9, 1 - warm_up)
     return None if progress < 0 else BETA_END + (BETA_START - BETA_END) * (1 - min(progress, 1.0))
+
+
+def annealed_temperature(step: int, iterations: int, last: float, cooling: str) -> float:
+    """The temperature after ``step`` of ``iterations`` steps: from 1 to ``last``.
+
+    ``cooling`` is "geometric" (by the same factor each step) or "linear".
+    """
+    progress = step / iterations
+    return last**progress if cooling == "geometric" else 1 + (last - 1) * progress
 
 
 def penalty(decisions: Rows, beta: float) -> float:

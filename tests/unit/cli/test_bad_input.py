@@ -72,6 +72,7 @@ def test_bits_outside_the_range(run: Run, tmp_path: Path, option: str, bits: int
 def test_unknown_names(run: Run, tmp_path: Path) -> None:
     check(quantize(run, "--ranges", "widest"), "minmax, 3sigma", "'widest'")
     check(quantize(run, "--rounding", "up"), "nearest", "'up'")
+    check(quantize(run, "--weight-ranges", "widest"), "minmax, 3sigma, percentile", "'widest'")
     check(quantize(run, "--method", "magic"), "'magic'")
     check(run("quantize", "alexnet", "--data", "mnist5k", "-o", "net.lab"), "alexnet", "lenet")
     check(run("demo", "--net", "alexnet", "--data", "mnist5k", "--out", "out"), "alexnet", "lenet")

@@ -196,6 +196,11 @@ class Builder:
         shape = [self[x].shape[axis] for axis in axes]
         return self._add(int_ops.Transpose(tuple(axes)), (x,), shape, self[x].spec, self[x].params)
 
+    def upsample(self, x, factor):
+        channels, height, width = image_shape(self[x].shape)
+        size = self.like(x, (channels, height * factor[0], width * factor[1]))
+        return self._add(int_ops.UpsampleNearest2d(factor), (x,), size, self[x].spec, self[x].params)
+
     def softmax(self, x, axis, *, spec=U8, bits=8):
         zero_point = 0 if spec.symmetric else int(self.rng.integers(spec.qmin, spec.qmax + 1))
         params = QParams(np.float32(2.0**-bits), np.int32(zero_point))

@@ -1,4 +1,4 @@
-"""Multiply, Pad, Reshape, Transpose and sequences: the fast tier against the reference tier, tolerance 0."""
+"""Multiply, Pad, Reshape, Transpose, UpsampleNearest2d and sequences: the fast tier against the reference tier, tolerance 0."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from unit.engine.test_run import assert_same, settings
 from labkit.arithmetic.affine import QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.engine.node_by_node import run_nodes
+from labkit.engine.plan import Purpose
 from labkit.engine.prepare import prepare
 from labkit.engine.run import run
 from labkit.errors import BoundError
@@ -260,6 +261,40 @@ def test_sequences(index, spec):
     assert_same(b.graph(), 5)
 
 
+# ---- Up-sampling
+
+
+@pytest.mark.parametrize("factor", [(1, 1), (2, 2), (1, 3), (4, 1), (3, 2)])
+@pytest.mark.parametrize("channels", [1, 3, 17])
+@pytest.mark.parametrize("spec", GRIDS, ids=str)
+def test_upsample(factor, channels, spec):
+    """Of the input, of a convolution's result, and in front of a convolution that wants a border."""
+    b = Builder(channels)
+    x = b.quantize((channels, 4, 5), spec)
+    inner = b.upsample(b.conv(x, 5, (3, 3), padding=ONE, spec=affine(U8)), factor)
+    around = b.conv(inner, 4, (3, 3), padding=((2, 1), (0, 1)), spec=affine(S8))
+    assert_same(b.graph(b.upsample(x, factor), inner, around), 5)
+
+
+@pytest.mark.parametrize("purpose", list(Purpose))
+def test_an_encoder_and_decoder(purpose):
+    """The pooled image, stretched again, beside the image that it was made of."""
+    b = Builder(9)
+    x = b.conv(b.quantize((3, 12, 8), affine(U8)), 6, (3, 3), padding=ONE, spec=affine(U8))
+    deep = b.conv(b.max_pool(x, (2, 2)), 9, (3, 3), padding=ONE, spec=affine(U8))
+    deeper = b.upsample(b.conv(b.max_pool(deep, (2, 2)), 9, (3, 3), padding=ONE, spec=affine(U8)), (2, 2))
+    up = b.upsample(b.add(deep, deeper, spec=affine(U8)), (2, 2))
+    joined = b.conv(b.concat(x, b.pad(up, ((0, 0), (0, 0))), spec=affine(U8)), 4, (3, 3), padding=ONE)
+    assert_same(b.graph(joined, b.argmax(joined, 0)), 5, purpose=purpose)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_upsample_of_a_sequence(factor):
+    b = Builder(factor)
+    b.conv(b.upsample(b.quantize((5, 7), affine(S8)), (1, factor)), 4, (1, 3), padding=((0, 0), (1, 1)))
+    assert_same(b.graph(), 5)
+
+
 # ---- Adaptive pooling whose windows differ in size
 
 
@@ -311,6 +346,7 @@ def _graph_of(kind):
         "table": lambda: b.multiply(x, x),
         "transpose": lambda: b.transpose(x, (2, 0, 1)),
         "runs": lambda: b.reshape(x, (5, 42)),
+        "upsample": lambda: b.upsample(x, (2, 3)),
         "softmax": lambda: b.softmax(x, 0),
         "argmax": lambda: b.argmax(x, 1),
         "adaptive": lambda: b.adaptive_average_pool(x, (3, 4)),
@@ -318,7 +354,9 @@ def _graph_of(kind):
     return b.graph()
 
 
-@pytest.mark.parametrize("kind", ["multiply", "table", "transpose", "runs", "softmax", "argmax", "adaptive"])
+@pytest.mark.parametrize(
+    "kind", ["multiply", "table", "transpose", "runs", "upsample", "softmax", "argmax", "adaptive"]
+)
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8])
 def test_parts_of_a_call_are_the_whole(kind, dtype):
     """Each part writes its share and nothing else, also where there are more parts than rows."""

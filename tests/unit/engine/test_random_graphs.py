@@ -68,6 +68,10 @@ def _pad(b, x, rng, spec):
     return b.pad(x, (_edge(rng) if len(b[x].shape) == 3 else (0, 0), _edge(rng)))
 
 
+def _upsample(b, x, rng, spec):
+    return b.upsample(x, (int(rng.integers(1, 4)) if len(b[x].shape) == 3 else 1, int(rng.integers(1, 4))))
+
+
 def _reshape(b, x, rng, spec):
     left, shape = math.prod(b[x].shape), []
     while left > 1 and len(shape) < 4:
@@ -116,7 +120,7 @@ def _linear(b, x, rng, spec):
 
 ANY = [_reshape, _reshape, _transpose, _softmax, _argmax, _multiply, _add, _linear]
 ANY += [lambda b, x, rng, spec: b.flatten(x), lambda b, x, rng, spec: b.requantize(x, spec=spec)]
-WITH_WINDOW = [_convolution, _convolution, _max_pool, _average_pool, _adaptive, _pad, _pad, _concat, _multiply]
+WITH_WINDOW = [_convolution, _convolution, _max_pool, _average_pool, _adaptive, _pad, _upsample, _concat, _multiply]
 
 
 def random_graph(seed, small=False):

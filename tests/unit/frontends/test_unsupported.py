@@ -36,6 +36,31 @@ UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "sigmoid function": (lambda: after_conv(torch.sigmoid), "sigmoid: sigmoid", REWRITE),
     "gelu": (lambda: row(conv=conv(), head=nn.Sequential(nn.GELU())), "head.0: nn.GELU", REWRITE),
     "gelu function": (lambda: after_conv(lambda y: F.gelu(y)), "gelu: gelu", REWRITE),
+    "bilinear up-sampling": (
+        lambda: row(conv=conv(), up=nn.Upsample(scale_factor=2, mode="bilinear")),
+        "up: up-sampling from (8, 8) to (16, 16) with mode 'bilinear'",
+        "repeats each pixel",
+    ),
+    "bilinear up-sampling to the same size": (
+        lambda: after_conv(lambda y: F.interpolate(y, (8, 8), mode="bilinear")),
+        "interpolate: up-sampling from (8, 8) to (8, 8) with mode 'bilinear'",
+        "repeats each pixel",
+    ),
+    "up-sampling by a factor that is not whole": (
+        lambda: row(conv=conv(), up=nn.Upsample(scale_factor=1.5)),
+        "up: up-sampling from (8, 8) to (12, 12)",
+        "by whole factors",
+    ),
+    "up-sampling by nearly 3, to sizes that 3 gives": (
+        lambda: after_conv(lambda y: F.interpolate(y, scale_factor=3.1)),
+        "interpolate: up-sampling from (8, 8) to (24, 24)",
+        "by whole factors",
+    ),
+    "down-sampling": (
+        lambda: after_conv(lambda y: F.interpolate(y, size=4)),
+        "interpolate: up-sampling from (8, 8) to (4, 4)",
+        "by whole factors",
+    ),
     "softmax over images": (
         lambda: after_conv(lambda y: F.softmax(y, dim=0)),
         "softmax: softmax needs an axis",

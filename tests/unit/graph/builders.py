@@ -99,6 +99,7 @@ def every_operation(rule: RoundingRule = RoundingRule.SINGLE) -> IntGraph:
         IntNode("fc", int_ops.Linear(binary, bias(3), requantizer(0.01, fc, rule)), ("flat",), fc),
         IntNode("scaled", int_ops.Multiply(requantizer(0.03, scaled, rule)), ("act", "mean"), scaled),
         IntNode("padded", int_ops.Pad(((1, 0), (0, 1))), ("scaled",), tensor((8, 4, 4), 0.02, 5)),
+        IntNode("larger", int_ops.UpsampleNearest2d((2, 3)), ("padded",), tensor((8, 8, 12), 0.02, 5)),
         IntNode("moved", int_ops.Transpose((1, 2, 0)), ("padded",), tensor((4, 4, 8), 0.02, 5)),
         IntNode("sequence", int_ops.Reshape((8, 16)), ("moved",), tensor((8, 16), 0.02, 5)),
         IntNode(

@@ -19,7 +19,7 @@ FloatGraph: 5 nodes, outputs fc
   fc    = Linear(weight[2x16]) <- flat -> relu6"""
 
 INTEGER = """\
-IntGraph: 18 nodes, outputs output
+IntGraph: 19 nodes, outputs output
   x        = Quantize(shape=(2,6,6)) -> 2x6x6 u8 S=0.02 Z=128
   conv     = Conv2d(weight[4x1x3x3] s8 per axis 0, bias[4], single clamp 0..255, stride=(1,1), padding=((1,1),(1,1)), \
 dilation=(1,1), groups=2) <- x -> 4x6x6 u8 S=0.03 Z=10 (with bn, relu)
@@ -36,6 +36,7 @@ dilation=(1,1), groups=1) <- pool -> 4x3x3 u8 S=0.05 Z=99
   fc       = Linear(weight[3x8] s1, bias[3], single clamp -127..127) <- flat -> 3 s8 S=0.5 Z=0
   scaled   = Multiply(single clamp 0..255) <- act, mean -> 8x3x3 u8 S=0.02 Z=5
   padded   = Pad(padding=((1,0),(0,1))) <- scaled -> 8x4x4 u8 S=0.02 Z=5
+  larger   = UpsampleNearest2d(factor=(2,3)) <- padded -> 8x8x12 u8 S=0.02 Z=5
   moved    = Transpose(axes=(1,2,0)) <- padded -> 4x4x8 u8 S=0.02 Z=5
   sequence = Reshape(shape=(8,16)) <- moved -> 8x16 u8 S=0.02 Z=5
   uneven   = AdaptiveAveragePool2d(output_size=(3,2), single clamp 0..255) <- padded -> 8x3x2 u8 S=0.01 Z=9

@@ -67,6 +67,15 @@ def test_transpose_moves_each_element(axes):
         assert got[index] == x[(index[0], *source)]
 
 
+@pytest.mark.parametrize("factor", [(1, 1), (2, 2), (1, 3), (5, 2)])
+def test_upsample_repeats_each_pixel(factor):
+    x = np.arange(2 * 60).reshape(2, 3, 4, 5)
+    got = reference.upsample_nearest2d(x, factor=factor)
+    assert got.shape == (2, 3, 4 * factor[0], 5 * factor[1])
+    for n, c, i, j in np.ndindex(got.shape):
+        assert got[n, c, i, j] == x[n, c, i // factor[0], j // factor[1]]
+
+
 SCALES = [2.0**-10, 0.0123, 0.25, 0.5, 3.0, 40.0, 1e-30, 1e30]
 
 

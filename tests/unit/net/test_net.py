@@ -233,7 +233,14 @@ def test_result_of_an_override_is_passed_on(net: IntegerNet) -> None:
     assert not np.array_equal(trace["output"], plain["output"])
 
 
-MOVES = ("squeeze and excite", "zeros around images", "channel shuffle", "softmax of an image", "sequences")
+MOVES = (
+    "squeeze and excite",
+    "zeros around images",
+    "channel shuffle",
+    "softmax of an image",
+    "sequences",
+    "encoder and decoder",
+)
 UNEVEN = ("adaptive pooling that does not divide",)
 
 

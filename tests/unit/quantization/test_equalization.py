@@ -54,7 +54,15 @@ def outputs(graph: FloatGraph) -> np.ndarray:  # type: ignore[type-arg]
     return run_float(graph, {graph.inputs[0]: x}, only_outputs=True)[graph.outputs[0]]
 
 
-CASES = {"flat": flat, "triple": lambda: Triple(nn.ReLU)}
+def stretched() -> nn.Module:
+    """A decoder's end: up-sampling lets factors through, as it only repeats."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Upsample(scale_factor=2), nn.Conv2d(6, 8, 3), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Conv2d(8, 4, 3)),
+    )
+
+
+CASES = {"flat": flat, "triple": lambda: Triple(nn.ReLU), "stretched": stretched}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -84,6 +92,7 @@ def test_ranges_meet(name: str) -> None:
 
 def test_pairs_are_those_with_nothing_in_the_way() -> None:
     assert equalizable_pairs(graph_of(flat())) == (Pair("0", "3"), Pair("3", "7"), Pair("7", "9"))
+    assert equalizable_pairs(graph_of(stretched())) == (Pair("0", "3"), Pair("3", "6"))
     triple = (Pair("expand", "depthwise"), Pair("depthwise", "project"))
     assert equalizable_pairs(graph_of(Triple(nn.ReLU))) == triple
     assert equalizable_pairs(graph_of(Triple(nn.ReLU6))) == ()

@@ -20,6 +20,11 @@ GAINS = {
     "small": ([1.0, 1e-9, 1e-20, 0.5], [0.0, 0.3, 1e-20, 0.0], ()),
 }
 OPTIONS = [{}, {"weights": 4, "activations": 4}, {"weights": 1}, {"per_channel": False}, {"ranges": "3sigma"}]
+OPTIONS += [
+    {"weight_ranges": "3sigma"},
+    {"weight_ranges": "mse", "weights": 4},
+    {"weight_ranges": "aciq", "per_channel": False},
+]
 
 
 def network(gains: list[float], shifts: list[float], kind: str = "conv") -> nn.Module:

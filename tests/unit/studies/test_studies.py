@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_refused() -> None:
         Series("s", (1.0,), (1.0, 2.0))
     with pytest.raises(InputError, match="seeds must be at least 1"):
         Settings(seeds=0)
-    with pytest.raises(InputError, match="no study 'x'. Choose one of: adaround-table-1"):
+    with pytest.raises(InputError, match=f"no study 'x'. Choose one of: {STUDIES[0].name}"):
         find("x")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
+import oracle_arithmetic as oracle
 import pytest
 from unit.quantization.clipping.samples import GRIDS, histogram_of, sample
 
@@ -67,6 +69,53 @@ def test_a_channel_of_zeros_is_refused_by_number(method: str) -> None:
     assert low[4] == high[4] == 0
     with pytest.raises(QuantizationError, match="channel 4 holds only zeros"):
         params_from_range(low, high, spec)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+def test_weights_are_rounded_inside_the_chosen_ends(method: str, bits: int, per_channel: bool) -> None:
+    """Scale and integers in exact fractions, one weight at a time; what lies beyond the ends is clipped."""
+    spec = QuantSpec(bits, narrow=True, granularity=PerAxis(0)) if per_channel else QuantSpec(bits, narrow=True)
+    low, high = (np.atleast_1d(end) for end in weight_range(WEIGHT, spec, method))
+    got = quantize_weight("conv", WEIGHT, spec, method)
+    rows = WEIGHT.reshape(len(low), -1)
+    scales, integers = np.atleast_1d(got.params.scale), got.values.reshape(rows.shape)
+    qmax = 2 ** (bits - 1) - 1
+    for i, row in enumerate(rows):
+        assert Fraction(float(scales[i])) == oracle.symmetric_scale(float(low[i]), float(high[i]), qmax)
+        wanted = [oracle.quantize(r, scales[i], 0, -qmax, qmax) for r in row.tolist()]
+        assert integers[i].tolist() == wanted
+    again = quantize_weight("conv", WEIGHT, spec, method, ends=weight_range(WEIGHT, spec, method))
+    assert np.array_equal(again.values, got.values)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+@pytest.mark.parametrize(("method", "p"), [("mse", 2.0), ("l2.4", 2.4)])
+def test_ends_of_least_error_against_trying_them_all(method: str, p: float, bits: int, per_channel: bool) -> None:
+    spec = QuantSpec(bits, narrow=True, granularity=PerAxis(0)) if per_channel else QuantSpec(bits, narrow=True)
+    low, high = (np.atleast_1d(end) for end in weight_range(WEIGHT, spec, method))
+    for i, row in enumerate(WEIGHT.reshape(len(low), -1).astype(np.float64)):
+        largest, errors = np.abs(row).max(), []
+        for step in range(80):
+            scale = float(np.float32(largest * (1 - 0.01 * step) / spec.qmax))
+            levels = np.clip(np.rint(row / scale), -spec.qmax, spec.qmax)
+            errors.append(float((np.abs(row - levels * scale) ** p).sum()))
+        share = max(-low[i], high[i]) / largest
+        assert share == pytest.approx(1 - 0.01 * int(np.argmin(errors)), rel=1e-12)
+
+
+@pytest.mark.parametrize("method", WEIGHT_METHODS)
+def test_channels_that_are_gone_get_the_smallest_scale(method: str) -> None:
+    spec = QuantSpec(4, narrow=True, granularity=PerAxis(0))
+    gone = WEIGHT.copy()
+    gone[[1, 4]] = 0
+    got = quantize_weight("conv", gone, spec, method, vanished=(1, 4))
+    assert got.params.scale[[1, 4]].tolist() == [float(np.finfo(np.float32).tiny)] * 2
+    kept = [0, 2, 3, 5]
+    assert np.array_equal(got.params.scale[kept], quantize_weight("conv", WEIGHT, spec, method).params.scale[kept])
+    assert not got.values[[1, 4]].any()
 
 
 def test_errors() -> None:

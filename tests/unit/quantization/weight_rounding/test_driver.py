@@ -12,13 +12,20 @@ from unit.quantization.weight_rounding.nets import images, residual
 from labkit.arithmetic.affine import QuantSpec, params_from_range
 from labkit.errors import InputError, ModelError, QuantizationError
 from labkit.frontends.float_run import run_float
-from labkit.graph.ir import FloatGraph
+from labkit.graph import float_ops
+from labkit.graph.float_ops import Activation
+from labkit.graph.ir import FloatGraph, Tensor
 from labkit.net import IntegerNet
 from labkit.quantization.calibration import Calibration, calibrate
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.simulate import run_simulated
-from labkit.quantization.weight_rounding.activation_ranges import mse_range, output_error_chooser
+from labkit.quantization.weight_rounding.activation_ranges import (
+    _best_for_sum,
+    _rectified_sum,
+    mse_range,
+    output_error_chooser,
+)
 from labkit.quantization.weight_rounding.best import BEST, BEST_METHOD, round_best
 from labkit.quantization.weight_rounding.blocks import Block, find_blocks
 from labkit.quantization.weight_rounding.driver import METHODS, round_weights
@@ -328,3 +335,42 @@ def test_a_network_with_two_inputs_is_refused() -> None:
     graph = FloatGraph((second, *GRAPH.nodes), GRAPH.outputs)
     with pytest.raises(ModelError, match="feeds one input, this network has other, x"):
         Prefix(graph, CALIBRATION, BitPlan.uniform(GRAPH), IMAGES)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_branches_before_a_sum_are_cut_where_its_relu_cuts_them(bits: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    exact = torch.randn(64, 4, 6, 6, generator=generator)
+    other = torch.randn(64, 4, 6, 6, generator=generator)
+    spec = QuantSpec(bits, signed=False, symmetric=False)
+    addition = next(node for node in GRAPH if isinstance(node.op, float_ops.Add))
+    addition = replace(addition, activation=Activation.RELU)
+    plain = mse_range(exact, spec)
+    low, high = _best_for_sum(exact, exact, (addition, other, other), plain, spec)
+
+    def error(ends: tuple[float, float]) -> float:
+        rounded = fake_quantize(exact, Tensor((), spec, params_from_range(*ends, spec)))
+        return float(((rounded + other).relu() - (exact + other).relu()).square().mean())
+
+    assert error((low, high)) < error(plain)
+    assert low > plain[0]  # half of what lies below 0 never reaches the sum
+
+
+def test_only_a_branch_whose_sum_is_rectified_is_looked_at_so() -> None:
+    prefix = Prefix(GRAPH, CALIBRATION, BitPlan.uniform(GRAPH, 8, 4), IMAGES)
+    seen = {}
+    for node in GRAPH:
+        prefix.step(node)
+        seen[node.name] = _rectified_sum(prefix, node, slice(0, 8))
+    consumers = {node.name: GRAPH.consumers(node.name) for node in GRAPH}
+    for name, found in seen.items():
+        takers = consumers[name]
+        rectified = (
+            len(takers) == 1 and isinstance(takers[0].op, float_ops.Add) and takers[0].activation is not Activation.NONE
+        )
+        assert (found is not None) <= rectified
+        if found is not None:
+            assert found[0] is takers[0]
+            assert len(found[1]) == len(found[2]) == 8
+    assert any(found is not None for found in seen.values())

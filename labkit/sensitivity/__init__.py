@@ -1,0 +1,1 @@
+"""How much the loss grows when a layer's weights get fewer bits."""

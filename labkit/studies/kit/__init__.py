@@ -1,0 +1,1 @@
+"""What labkit itself reaches: figures that no single document asks for."""

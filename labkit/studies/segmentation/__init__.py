@@ -1,0 +1,1 @@
+"""A small network that labels pixels, trained on drawn pictures: what the studies of segmentation measure."""
