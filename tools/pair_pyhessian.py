@@ -63,16 +63,16 @@ def by_pyhessian(objective: Objective, probes: int, seed: int, only: str | None 
     """
     pyhessian, utils = importlib.import_module("pyhessian"), importlib.import_module("pyhessian.utils")
     torch.manual_seed(seed)
-    started = time.perf_counter()
+    started = time.process_time()
     module = Folded(objective.graph, only)
     found = pyhessian.hessian(module, F.cross_entropy, data=(objective.images, objective.targets), cuda=False)
-    start_seconds, values = time.perf_counter() - started, np.zeros((probes, len(module.names)))
-    started = time.perf_counter()
+    start_seconds, values = time.process_time() - started, np.zeros((probes, len(module.names)))
+    started = time.process_time()
     for row in values:
         signs = [torch.randint_like(p, high=2) * 2 - 1 for p in found.params]
         products = utils.hessian_vector_product(found.gradsH, found.params, signs)
         row[:] = [float((v * hv).sum()) for v, hv in zip(signs, products, strict=True)]
-    return {"start_seconds": start_seconds, "seconds": time.perf_counter() - started, "values": values}
+    return {"start_seconds": start_seconds, "seconds": time.process_time() - started, "values": values}
 
 
 def layer_by_layer(objective: Objective, exact: np.ndarray, probes: int, seed: int) -> dict[str, Any]:
@@ -92,13 +92,15 @@ def paired(objective: Objective, probes: int, layer_probes: int, rounds: int, se
     """Both, in turn, ``rounds`` times; the seconds are medians."""
     own, other = [], []
     for index in range(rounds):
-        own.append(layer_traces(objective))
+        started = time.process_time()
+        traces = layer_traces(objective)
+        own.append((time.process_time() - started, traces))
         other.append(by_pyhessian(objective, probes, seed + index))
-    seconds = float(np.median([run.seconds for run in own]))
+    seconds = float(np.median([spent for spent, _ in own]))
     start = float(np.median([run["start_seconds"] for run in other]))
     probe = float(np.median([run["seconds"] for run in other])) / probes
     values = np.concatenate([run["values"] for run in other])
-    exact, means, spreads = own[0].traces, values.mean(0), values.std(0, ddof=1)
+    exact, means, spreads = traces.traces, values.mean(0), values.std(0, ddof=1)
     needed = [math.ceil((spread / (TARGET * trace)) ** 2) for spread, trace in zip(spreads, exact, strict=True)]
     total_needed = math.ceil((values.sum(1).std(ddof=1) / (TARGET * exact.sum())) ** 2)
     gaps = (means - exact) / (spreads / np.sqrt(len(values)))
@@ -122,7 +124,7 @@ def paired(objective: Objective, probes: int, layer_probes: int, rounds: int, se
             {
                 "layer": name,
                 "labkit_trace": float(exact[at]),
-                "error_from_choice_of_images": float(own[0].image_errors[at]),
+                "error_from_choice_of_images": float(traces.image_errors[at]),
                 "pyhessian_mean": float(means[at]),
                 "pyhessian_error": float(spreads[at] / np.sqrt(len(values))),
                 "probes_for_5_percent": needed[at],
@@ -143,11 +145,11 @@ def page(result: dict[str, Any]) -> str:
         f"`{result['command']}`",
         "",
         f"{given['net']} on {given['data']}, {given['images']} training images, batch norms folded, weights only, float32, "
-        f"{given['threads']} thread{'s' if given['threads'] > 1 else ''}, medians of {given['rounds']} rounds in turn. "
+        f"{given['threads']} thread{'s' if given['threads'] > 1 else ''}, medians of {given['rounds']} rounds in turn, CPU time. "
         f"PyHessian {result['versions']['pyhessian']}, torch {result['versions']['torch']}, "
         f"{result['machine']['processor']}. Load average when it began: {result['load_average']:.1f}.",
         "",
-        "| | seconds |",
+        "| | CPU seconds |",
         "|---|---|",
         f"| labkit, all layers, exact for these images | {found['labkit_seconds']:.1f} |",
         f"| PyHessian, gradient with its graph | {found['pyhessian_start_seconds']:.1f} |",

@@ -111,7 +111,7 @@ class Projections:
                 raise InputError(
                     f"There is nothing for {name!r} at {bits} bits; there is for {', '.join(self.values)} at {self.bits}."
                 )
-            total = self.values[name][:, :, self.bits.index(bits)]
+            total += self.values[name][:, :, self.bits.index(bits)]
         return total
 
     def _check_squares(self) -> None:

@@ -129,7 +129,7 @@ ADAROUND: tuple[Study, ...] = (
         "DeeplabV3+ on Pascal VOC, rounded on 512 images: DFQ works well at 8 bits and drops drastically at W4A8; AdaRound loses "
         "about 2 % there.",
         "labkit.studies.adaround.table_9",
-        5,
+        13,
     ),
     Study(
         "adaround-export",

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import fmean, stdev
+from typing import Literal
 
 import numpy as np
 import torch
@@ -123,8 +124,8 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
         tuple(findings),
         tuple(figures),
         (
-            "qbsolv, the paper's second solver, could not be told where to start and is no longer maintained. "
-            "Annealing and descent from a random rounding stand for a solver that is not told.",
+            "The paper's second solver, qbsolv, which could not be told where to start, was not at hand. Annealing and "
+            "descent from a random rounding stand for a solver that is not told.",
             "The first layer, one scale; other weights and activations have 8 bits; integer engine. LeNet 1,024 "
             "images with labels for the Hessian and 10,000 test images, ResNet-20 384 and 3,000. Seeds 0, 1, ... "
             "draw the images and the samples.",
@@ -256,13 +257,13 @@ def _findings(net: str, bits: int, answers: dict[str, list[_Answer]], exact: dic
     def mean(solver: str, part: str) -> float:
         return fmean(getattr(answer, part) for answer in answers[solver])
 
-    def beyond(worse: str, better: str, part: str) -> bool:
-        """Whether ``worse`` has more of ``part`` by over two standard errors of their difference."""
-        error = 0.0
-        for solver in (worse, better):
+    def more(these: str, those: str, part: str) -> Literal["yes", "no", "partly"]:
+        """Whether ``these`` have more of ``part`` than ``those``, by over two standard errors of the difference or less."""
+        error, gain = 0.0, mean(these, part) - mean(those, part)
+        for solver in (these, those):
             values = [getattr(answer, part) for answer in answers[solver]]
             error += stdev(values) ** 2 / len(values) if len(values) > 1 else 0.0
-        return bool(mean(worse, part) - mean(better, part) > 2 * error**0.5)
+        return "yes" if gain > 2 * error**0.5 else "partly" if gain > 0 else "no"
 
     random, stochastic, nearest = "random roundings", "stochastic roundings", "rounding to nearest"
     found = [
@@ -270,7 +271,7 @@ def _findings(net: str, bits: int, answers: dict[str, list[_Answer]], exact: dic
             f"{what}: random roundings are significantly worse, on average, than those near nearest",
             f"random {mean(random, 'accuracy'):.2f} %, stochastic {mean(stochastic, 'accuracy'):.2f} %, "
             f"nearest {mean(nearest, 'accuracy'):.2f} %",
-            "yes" if beyond(stochastic, random, "accuracy") else "no",
+            more(stochastic, random, "accuracy"),
         )
     ]
     informed, flat = "cross-entropy method from stochastic rounding", "cross-entropy method from probabilities of 1/2"
@@ -280,7 +281,7 @@ def _findings(net: str, bits: int, answers: dict[str, list[_Answer]], exact: dic
             Finding(
                 f"{what}: the start near nearest helps the cross-entropy method find a better minimum",
                 f"cost and accuracy {costs[0]} with it, {costs[1]} without",
-                "yes" if beyond(flat, informed, "energy") else "no",
+                more(flat, informed, "energy"),
             )
         )
         blind = "annealing from a random rounding"
@@ -289,11 +290,7 @@ def _findings(net: str, bits: int, answers: dict[str, list[_Answer]], exact: dic
                 f"{what}: the cross-entropy method significantly outperforms a solver that is not told where to start",
                 f"cost {mean(informed, 'energy'):.5f}, annealing from a random rounding {mean(blind, 'energy'):.5f}, "
                 f"descent from one {mean('descent from a random rounding', 'energy'):.5f}",
-                "yes"
-                if beyond(blind, informed, "energy")
-                else "partly"
-                if beyond("descent from a random rounding", informed, "energy")
-                else "no",
+                more(blind, informed, "energy"),
             )
         )
         found.append(
@@ -301,7 +298,7 @@ def _findings(net: str, bits: int, answers: dict[str, list[_Answer]], exact: dic
                 f"{what}: a solver that is not told where to start is worse than rounding to nearest",
                 f"annealing from a random rounding {mean(blind, 'accuracy'):.2f} %, nearest "
                 f"{mean(nearest, 'accuracy'):.2f} %",
-                "yes" if beyond(nearest, blind, "accuracy") else "no",
+                more(nearest, blind, "accuracy"),
             )
         )
     share = _solved(exact[informed])

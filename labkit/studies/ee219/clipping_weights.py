@@ -144,6 +144,7 @@ def _notes(settings: Settings, found: Sequence[Ablation]) -> tuple[str, ...]:
         f"Mean ± sample deviation over {settings.seeds} draws of {settings.calibration} calibration images, which "
         "only move the scales of activations, hence the small deviations. Changes are paired by test image; * "
         "marks more than two standard errors. With this many cells a few stars are chance.",
+        "The best rule of a table is the best on these very test images, so that its lead is a little flattered.",
         "MSE and L2.4 measure the error on the weights themselves; KL, ACIQ and the percentile look at a "
         "histogram, which for a channel of a few dozen weights is a coarse thing: a share of 99.9 % then cuts "
         "nothing off.",

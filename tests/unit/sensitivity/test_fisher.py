@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from unit.sensitivity.nets import NETS, flat_weights, losses_of, objective
+from torch import nn
+from unit.sensitivity.nets import NETS, flat_weights, images, losses_of, objective
 
 from labkit.errors import InputError
 from labkit.sensitivity.fisher import (
@@ -13,11 +14,11 @@ from labkit.sensitivity.fisher import (
     fisher_diagonals,
     fisher_matrix,
     fisher_traces,
-    output_jacobian,
     sample_gradients,
 )
 from labkit.sensitivity.hessian import full_hessian
-from labkit.sensitivity.objective import LOSSES, Objective
+from labkit.sensitivity.objective import LOSSES, Objective, make_objective
+from labkit.sensitivity.slopes import Directions, output_slopes
 
 
 def gradients_by_loop(found: Objective) -> np.ndarray:
@@ -114,15 +115,18 @@ def test_drawn_targets_give_the_true_fisher_on_average(loss: str) -> None:
     assert many < few / 5
 
 
-def test_norms_are_the_same_by_both_ways_of_multiplying() -> None:
-    """Few places or many: the squared norm of a gradient comes from one of two products."""
-    found = objective("branched", count=5)
-    exact = output_jacobian(found)  # [N, M, n]
-    for name, start, stop in (("stem", 0, 72), ("fc", 72 + 72 + 16, 72 + 72 + 16 + 48)):
-        one = objective("branched", count=5, layers=(name,))
-        factor = one.curvature_factors().numpy()
-        rows = np.einsum("nmw,nmr->nrw", exact[:, :, start:stop], factor)
-        np.testing.assert_allclose(fisher_traces(one)[0][0], np.square(rows).sum() / 5, rtol=1e-9)
+@pytest.mark.parametrize(("channels", "groups", "few"), [(2, 1, False), (8, 1, True), (8, 2, True)])
+def test_norms_are_those_of_the_gradients_by_both_ways_of_multiplying(channels: int, groups: int, few: bool) -> None:
+    """With few places for long windows the gradients are not formed."""
+    torch.manual_seed(0)
+    size = 2 if few else 6
+    conv = nn.Conv2d(channels, 8, 3, padding=1, groups=groups)
+    module = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(8 * size**2, 3)).eval()
+    found = make_objective(module, images((channels, size, size), 4), layers=["0"], dtype=torch.float64)
+    (part,) = output_slopes(found, Directions("fisher"))
+    length, rows, places = 9 * channels // groups, 3 * 8 // groups, size**2
+    assert (places * (length + rows) < rows * length) is few
+    torch.testing.assert_close(part.squared_norms(), part.gradients().square().sum((1, 2)))
 
 
 def test_unknown_kinds_are_refused() -> None:
