@@ -94,7 +94,9 @@ def _breaking_rate(problem: Mckp) -> float:
     if not len(over):
         return 0.0
     first = over[0]
-    return float(-steps.values[first] / steps.costs[first])
+    with np.errstate(over="ignore"):
+        rate = float(-steps.values[first] / steps.costs[first])
+    return rate if math.isfinite(rate) else 0.0  # any price gives a bound
 
 
 def _dual_prices(problem: Mckp) -> tuple[float, ...]:
@@ -118,7 +120,7 @@ def _dual_prices(problem: Mckp) -> tuple[float, ...]:
     solved = linprog(
         classes.values[allowed] / value_unit,
         A_ub=upper,
-        b_ub=np.array(problem.budgets) / cost_units,
+        b_ub=np.minimum(np.array(problem.budgets) / cost_units, len(classes.members) + 1.0),  # more changes nothing
         A_eq=one_each,
         b_eq=np.ones(len(classes.members)),
         bounds=(0, None),

@@ -51,13 +51,16 @@ def whole_costs(problem: Mckp, constraint: int = 0, *, safe: bool = True) -> Who
     table = problem.classes.costs[constraint]
     allowed = problem.classes.allowed
     largest = float(np.where(allowed, table, 0.0).max(1).sum())
-    budget = min(problem.budgets[constraint], 2 * largest + 1)  # more changes nothing
-    used = table[allowed]
+    lift = max(0, -900 - math.frexp(largest)[1])  # numbers next to 0 have too few digits to divide
+    largest = math.ldexp(largest, lift)
+    budget = math.ldexp(min(problem.budgets[constraint], 1e9 if lift else math.inf), lift)
+    budget = min(budget, 2 * largest + 1)  # more changes nothing
+    used = np.ldexp(table[allowed], lift)
     for halvings in range(_HALVINGS + 1):
         scaled = np.ldexp(used, halvings)
         if np.all(scaled == np.floor(scaled)) and np.ldexp(largest, halvings) < _EXACT:
             divisor = int(np.gcd.reduce(scaled.astype(np.int64))) or 1
-            unit = divisor / 2.0**halvings
+            unit = math.ldexp(divisor, -halvings - lift)
             whole = np.full(table.shape, NEVER, np.int64)
             whole[allowed] = scaled.astype(np.int64) // divisor
             return _above_least(whole, allowed, math.floor(math.ldexp(budget, halvings)) // divisor, unit, True)
@@ -65,7 +68,9 @@ def whole_costs(problem: Mckp, constraint: int = 0, *, safe: bool = True) -> Who
     whole = np.full(table.shape, NEVER, np.int64)
     towards = 2.0**-50 if safe else -(2.0**-50)  # the division itself is rounded either way
     whole[allowed] = (np.ceil if safe else np.floor)(used / unit * (1 + towards)).astype(np.int64)
-    return _above_least(whole, allowed, math.floor(budget / unit - abs(budget / unit) * towards), unit, False)
+    return _above_least(
+        whole, allowed, math.floor(budget / unit - abs(budget / unit) * towards), math.ldexp(unit, -lift), False
+    )
 
 
 def _above_least(

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 __all__ = ["Steps", "efficient", "hull_steps"]
 
+_STEEPEST = -float(np.finfo(np.float64).max)  # of a step that costs next to nothing
+
 Costs = NDArray[np.int64] | NDArray[np.float64]
 
 
@@ -77,8 +79,9 @@ def hull_steps(values: NDArray[np.float64], costs: Costs) -> Steps:
         here = at[active]
         more = costs[active] - costs[active, here][:, None]
         later = useful[active] & (more > 0)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             slopes = np.where(later, (values[active] - values[active, here][:, None]) / more, np.inf)
+        slopes = np.maximum(slopes, _STEEPEST)
         steepest = slopes.min(1, keepdims=True)
         reach = np.where(slopes <= steepest, more, -1)  # of equal slopes the farthest
         to = np.argmax(reach, axis=1)

@@ -117,7 +117,8 @@ class _Trial:
         classes = problem.classes
         self._rows = np.arange(len(classes.members))
         self._counts = classes.allowed.sum(1)
-        shares = [table / (budget or 1.0) for table, budget in zip(classes.costs, problem.budgets, strict=True)]
+        with np.errstate(over="ignore"):
+            shares = [table / (budget or 1.0) for table, budget in zip(classes.costs, problem.budgets, strict=True)]
         # Towards the left a choice is cheaper, by the largest share of any budget.
         self._order = np.argsort(np.where(classes.allowed, np.max(shares, axis=0), np.inf), axis=1, kind="stable")
 

@@ -79,13 +79,13 @@ def check_all(given: Mckp, *, ilp: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", range(4))
 def test_small_problems_against_every_choice(kind: str, part: int) -> None:
     rng = np.random.default_rng(part)
-    for seed in range(60):
+    for seed in range(40):
         layers, bits = int(rng.integers(1, 5)), int(rng.integers(1, 5))
         share = float(rng.choice([-0.1, 0, 0.2, 0.5, 0.8, 1, 1.3]))
-        check_all(problem(kind, layers, bits, 1000 * part + seed, share), ilp=seed % 6 == 0)
+        check_all(problem(kind, layers, bits, 1000 * part + seed, share), ilp=seed % 8 == 0)
 
 
 def small_problems(constraints: int) -> st.SearchStrategy[Mckp]:
@@ -111,13 +111,13 @@ def small_problems(constraints: int) -> st.SearchStrategy[Mckp]:
     return make()
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(small_problems(1))
 def test_awkward_problems_against_every_choice(given: Mckp) -> None:
     check_all(given, ilp=False)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(small_problems(3))
 def test_awkward_problems_with_three_budgets(given: Mckp) -> None:
     check_several(given)
