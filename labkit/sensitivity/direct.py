@@ -60,7 +60,7 @@ def direct_sensitivity(
         with torch.no_grad():
             whole = run_nodes(graph, {graph.inputs[0]: objective.images[where]})
             for name in objective.layers:
-                known = {node: value for node, value in whole.items() if node == graph.inputs[0]}
+                known = {node: value for node, value in whole.items() if node not in after[name]}
                 for column, weight in enumerate(weights[name]):
                     outputs = run_nodes(graph, known, {name: weight}, needed=after[name])[graph.outputs[0]]
                     found[name][where, column] = _compared(objective, outputs, where, compare)
