@@ -280,8 +280,7 @@ def page(result: Mapping[str, Any]) -> str:
         "ones: a small advantage of aimet's here. labkit's seconds include the ranges of activations.\n"
         "- Seconds of the processor are compared, since they depend less on what else the machine does; seconds on the clock "
         "stand beside them.\n"
-        "- 0.3 points are what chance gives on 10,000 test images where two networks answer 2 % of them differently; one seed was "
-        "run.\n"
+        "- 0.3 points are what chance gives on 10,000 test images where two networks answer 2 % of them differently. One seed.\n"
         "- The rows are in [result.json](result.json). aimet-torch is no dependency of labkit; the head of "
         "`tools/pair_aimet.py` says how to get it.",
     ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean, stdev
 from typing import Literal
 
 import numpy as np
@@ -18,9 +19,9 @@ from labkit.quantization.weight_rounding.options import RoundedWeights, Rounding
 from labkit.reporting.rounding_counts import decision_counts
 from labkit.studies.ee219.evidence import Contrast
 from labkit.studies.lab import Lab, open_lab
-from labkit.studies.study import Settings
+from labkit.studies.study import Figure, Series, Settings
 
-__all__ = ["Trial", "draws", "held_out", "judged", "right_answers", "tried", "undecided_share"]
+__all__ = ["Trial", "accuracy_panels", "draws", "held_out", "judged", "right_answers", "tried", "undecided_share"]
 
 # More of its images tell nothing more of ResNet-20's layers, which have many places each, and take twice as long.
 _IMAGES = {"resnet20": 512}
@@ -96,3 +97,24 @@ def tried(lab: Lab, plan: BitPlan, method: str, options: RoundingOptions) -> Tri
 def judged(difference: Contrast) -> Literal["yes", "no", "partly"]:
     """Whether a claim that ``difference`` is above 0 holds: "partly" where it is, but within two standard errors."""
     return "yes" if difference.is_better else "partly" if difference.points > 0 else "no"
+
+
+def accuracy_panels(
+    title: str, words: Mapping[str, tuple[str, str]], found: Mapping[str, Mapping[str, Sequence[float]]]
+) -> Figure:
+    """A panel for each network and number of bits: mean and standard deviation of the accuracy of each way of rounding.
+
+    Parameters
+    ----------
+    title : of the whole
+    words : for each way a short name and a long one
+    found : by panel and way, accuracies in per cent
+    """
+    panels = []
+    for panel, ways in found.items():
+        series = tuple(
+            Series(words[way][1], (words[way][0],), (fmean(values),), (stdev(values) if len(values) > 1 else 0.0,))
+            for way, values in ways.items()
+        )
+        panels.append(Figure(panel, panel, "line", "", "test accuracy, %", series))
+    return Figure("accuracies", title, "line", "", "test accuracy, %", (), panels=tuple(panels))

@@ -55,7 +55,7 @@ ADAROUND: tuple[Study, ...] = (
         "With the rectified sigmoid and an annealed regularizer many weights learn a rounding other than to nearest, while h "
         "ultimately converges close to 0 or 1.",
         "labkit.studies.adaround.figures_2_3",
-        3,
+        5,
     ),
     Study(
         "adaround-table-3",
@@ -64,7 +64,7 @@ ADAROUND: tuple[Study, ...] = (
         "Even after an extensive search for the schedule of T, the sigmoid with the regularizer outperforms the classical "
         "method, with a lower variance; the rectified sigmoid gives a consistent small improvement.",
         "labkit.studies.adaround.table_3",
-        6,
+        10,
     ),
     Study(
         "adaround-table-4",
@@ -73,7 +73,7 @@ ADAROUND: tuple[Study, ...] = (
         "Making up for the error of the layers before (asymmetric reconstruction) improves the accuracy noticeably; the "
         "activation function in the loss gives a small gain.",
         "labkit.studies.adaround.table_4",
-        6,
+        8,
     ),
     Study(
         "adaround-table-5",
@@ -82,7 +82,7 @@ ADAROUND: tuple[Study, ...] = (
         "AdaRound clearly outperforms optimizing the weights through the straight-through estimator, although that may move "
         "a weight further than to the next level.",
         "labkit.studies.adaround.table_5",
-        5,
+        6,
     ),
     Study(
         "adaround-table-6",
@@ -137,7 +137,7 @@ ADAROUND: tuple[Study, ...] = (
         f"{_PAPER}, sections 3.3 and 5 (weights of 4 bits)",
         "AdaRound decides up or down for each weight; the result is a network with weights of 4 bits and activations of 8.",
         "labkit.studies.adaround.export",
-        2,
+        6,
     ),
     Study(
         "adaround-table-10",

@@ -10,17 +10,17 @@ from statistics import fmean, stdev
 import numpy as np
 
 from labkit.quantization.weight_rounding.options import COOLINGS, RoundingOptions
-from labkit.studies.adaround.design import Trial, draws, held_out, judged, tried
+from labkit.studies.adaround.design import Trial, accuracy_panels, draws, held_out, judged, tried
 from labkit.studies.ee219.evidence import contrast
 from labkit.studies.lab import Lab
-from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell, mean_and_spread
+from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell, mean_and_spread
 
 __all__ = ["WAYS", "run", "schedules", "variance_verdict"]
 
 WAYS = {
-    "hopfield": "sigmoid of V/T, T falls",
-    "sigmoid": "sigmoid and regularizer",
-    "adaround": "rectified sigmoid and regularizer",
+    "hopfield": ("σ(V/T)", "sigmoid of V/T, T falls"),
+    "sigmoid": ("σ + reg.", "sigmoid and regularizer"),
+    "adaround": ("rect. σ + reg.", "rectified sigmoid and regularizer"),
 }
 _NETS = {"lenet": "LeNet", "resnet20": "ResNet-20"}
 _BITS = {"lenet": (4, 3, 2), "resnet20": (2,)}
@@ -44,7 +44,9 @@ class _Scheduled:
 
 def run(settings: Settings, tell: Tell) -> StudyResult:
     """The three soft decisions at 4, 3 and 2 bits, five draws each, as ``settings`` say; ``tell`` is told (step, done, all)."""
-    tables, figures, findings = [], [], []
+    tables: list[Table] = []
+    findings: list[Finding] = []
+    shown: dict[str, dict[str, list[float]]] = {}
     for net in ("lenet",) if settings.smoke else _NETS:
         bits = _BITS[net][-1:] if settings.smoke else _BITS[net]
         seeds = 1 if settings.smoke else max(settings.seeds, _SEEDS)
@@ -59,9 +61,15 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
                 done += 1
                 tell(_NETS[net], done, total)
         tables += [_table(net, found), _search_table(net, searched)]
-        figures.append(_figure(net, found))
+        for b, trials in found.items():
+            shown[f"{_NETS[net]}, {b} bits"] = {way: [one.accuracy for one in trials[way]] for way in WAYS}
         findings += [finding for b in bits for finding in _findings(net, b, found[b])]
-    return StudyResult(tuple(tables), tuple(findings), tuple(figures), _notes())
+    return StudyResult(
+        tuple(tables),
+        tuple(findings),
+        (accuracy_panels("Three soft decisions: mean and standard deviation", WAYS, shown),),
+        _notes(),
+    )
 
 
 def schedules(iterations: int = _ITERATIONS) -> tuple[RoundingOptions, ...]:
@@ -115,7 +123,7 @@ def _best(searched: Sequence[_Scheduled], bits: int) -> _Scheduled:
 def _table(net: str, found: Mapping[int, Trials]) -> Table:
     rows = []
     for bits, trials in found.items():
-        for way, words in WAYS.items():
+        for way, (_, words) in WAYS.items():
             shares = [100 * one.undecided for one in trials[way] if one.undecided is not None]
             errors = [fmean(one.rounded.error_after.values()) for one in trials[way]]
             rows.append(
@@ -145,23 +153,6 @@ def _search_table(net: str, searched: Sequence[_Scheduled]) -> Table:
         f"{_NETS[net]}: the schedule of T, chosen on training images that were not calibrated with",
         columns,
         tuple(rows),
-    )
-
-
-def _figure(net: str, found: Mapping[int, Trials]) -> Figure:
-    words = tuple(f"{bits} bits" for bits in found)
-    series = []
-    for way, label in WAYS.items():
-        accuracies = [[one.accuracy for one in trials[way]] for trials in found.values()]
-        error = tuple(stdev(one) if len(one) > 1 else 0.0 for one in accuracies)
-        series.append(Series(label, words, tuple(fmean(one) for one in accuracies), error))
-    return Figure(
-        f"{net}-soft-decisions",
-        f"{_NETS[net]}: three soft decisions, mean and standard deviation",
-        "bar",
-        "weights",
-        "test accuracy, %",
-        tuple(series),
     )
 
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from statistics import fmean, stdev
 
 import numpy as np
 
 from labkit.quantization.weight_rounding.options import RoundingOptions
-from labkit.studies.adaround.design import Trial, draws, judged, tried
+from labkit.studies.adaround.design import Trial, accuracy_panels, draws, judged, tried
 from labkit.studies.ee219.evidence import contrast
-from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell, mean_and_spread
+from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell, mean_and_spread
 
 __all__ = ["FORMS", "form_options", "run"]
 
 FORMS = {
-    "layer": "layer by layer (21)",
-    "asymmetric": "asymmetric",
-    "activation": "asymmetric with activation (25)",
+    "layer": ("layer", "layer by layer (21)"),
+    "asymmetric": ("asymmetric", "asymmetric"),
+    "activation": ("with activation", "asymmetric with activation (25)"),
 }
 _NETS = {"lenet": "LeNet", "resnet20": "ResNet-20"}
 _BITS = {"lenet": (4, 3, 2), "resnet20": (2,)}
@@ -30,7 +29,9 @@ Trials = Mapping[str, Sequence[Trial]]
 
 def run(settings: Settings, tell: Tell) -> StudyResult:
     """The three losses at 4, 3 and 2 bits as ``settings`` say; ``tell`` is told (net, roundings done, all)."""
-    tables, figures, findings = [], [], []
+    tables: list[Table] = []
+    findings: list[Finding] = []
+    shown: dict[str, dict[str, list[float]]] = {}
     for net in ("lenet",) if settings.smoke else _NETS:
         bits = _BITS[net][-1:] if settings.smoke else _BITS[net]
         seeds = 1 if settings.smoke else settings.seeds
@@ -44,9 +45,15 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
                 done += 1
                 tell(_NETS[net], done, total)
         tables.append(_table(net, found, iterations))
-        figures.append(_figure(net, found))
+        for b, trials in found.items():
+            shown[f"{_NETS[net]}, {b} bits"] = {form: [one.accuracy for one in trials[form]] for form in FORMS}
         findings += [finding for b in bits for finding in _findings(net, b, found[b])]
-    return StudyResult(tuple(tables), tuple(findings), tuple(figures), _notes())
+    return StudyResult(
+        tuple(tables),
+        tuple(findings),
+        (accuracy_panels("Three losses: mean and standard deviation", FORMS, shown),),
+        _notes(),
+    )
 
 
 def form_options(form: str, iterations: int, batch_size: int) -> RoundingOptions:
@@ -70,30 +77,13 @@ def form_options(form: str, iterations: int, batch_size: int) -> RoundingOptions
 def _table(net: str, found: Mapping[int, Trials], iterations: int) -> Table:
     rows = []
     for bits, trials in found.items():
-        for form, words in FORMS.items():
+        for form, (_, words) in FORMS.items():
             shares = [100 * one.undecided for one in trials[form] if one.undecided is not None]
             accuracies = [one.accuracy for one in trials[form]]
             rows.append((bits, words, mean_and_spread(accuracies), mean_and_spread(shares)))
     columns = ("bits", "loss", "test accuracy, %", "h not decided at the end, %")
     count = len(next(iter(found.values()))["layer"])
     return Table(f"{_NETS[net]}, {count} draws, {iterations} iterations", columns, tuple(rows))
-
-
-def _figure(net: str, found: Mapping[int, Trials]) -> Figure:
-    words = tuple(f"{bits} bits" for bits in found)
-    series = []
-    for form, label in FORMS.items():
-        accuracies = [[one.accuracy for one in trials[form]] for trials in found.values()]
-        error = tuple(stdev(one) if len(one) > 1 else 0.0 for one in accuracies)
-        series.append(Series(label, words, tuple(fmean(one) for one in accuracies), error))
-    return Figure(
-        f"{net}-losses",
-        f"{_NETS[net]}: three losses, mean and standard deviation",
-        "bar",
-        "weights",
-        "test accuracy, %",
-        tuple(series),
-    )
 
 
 def _findings(net: str, bits: int, trials: Trials) -> tuple[Finding, Finding]:

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from statistics import fmean, stdev
 
 import numpy as np
 
 from labkit.quantization.weight_rounding.options import RoundedWeights, RoundingOptions
 from labkit.reporting.rounding_counts import layer_choices
-from labkit.studies.adaround.design import Trial, draws, held_out, judged, tried
+from labkit.studies.adaround.design import Trial, accuracy_panels, draws, held_out, judged, tried
 from labkit.studies.ee219.evidence import contrast
 from labkit.studies.lab import Lab
-from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell, mean_and_spread
+from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell, mean_and_spread
 
 __all__ = ["beyond_share", "run", "smaller_errors"]
 
 _NETS = {"lenet": "LeNet", "resnet20": "ResNet-20"}
 _BITS = {"lenet": (4, 3, 2), "resnet20": (2,)}
 _WAYS = {"nearest": "to nearest", "straight-through": "straight-through", "adaround": "AdaRound"}
+_SHOWN = {way: (_WAYS[way], _WAYS[way]) for way in ("straight-through", "adaround")}
 _ITERATIONS, _RATE = 300, 0.1
 _RATES = (0.003, 0.01, 0.03, 0.1)
 _HELD_OUT = 10_000
@@ -31,8 +31,8 @@ Trials = Mapping[str, Sequence[Trial]]
 def run(settings: Settings, tell: Tell) -> StudyResult:
     """Both searches at 4, 3 and 2 bits as ``settings`` say; ``tell`` is told (step, done, all)."""
     tables: list[Table] = []
-    figures: list[Figure] = []
     findings: list[Finding] = []
+    shown: dict[str, dict[str, list[float]]] = {}
     iterations = 3 if settings.smoke else _ITERATIONS
     for net in ("lenet",) if settings.smoke else _NETS:
         bits = _BITS[net][-1:] if settings.smoke else _BITS[net]
@@ -52,10 +52,15 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
                 done += 1
                 tell(_NETS[net], done, total)
         tables += [_table(net, found, rates), _same_table(net, same)]
-        figures.append(_figure(net, found))
         for b in bits:
             findings += _findings(net, b, found[b], same[b])
-    return StudyResult(tuple(tables), tuple(findings), tuple(figures), _notes())
+            shown[f"{_NETS[net]}, {b} bits"] = {way: [one.accuracy for one in found[b][way]] for way in _SHOWN}
+    return StudyResult(
+        tuple(tables),
+        tuple(findings),
+        (accuracy_panels("Two searches on the same loss: mean and standard deviation", _SHOWN, shown),),
+        _notes(),
+    )
 
 
 def beyond_share(rounded: RoundedWeights) -> float:
@@ -122,23 +127,6 @@ def _same_table(net: str, same: Mapping[int, tuple[RoundedWeights, RoundedWeight
             rows.append((bits, name, f"{straight.error_after[name]:.3g}", f"{adaround.error_after[name]:.3g}"))
     columns = ("bits", "layer", "error, straight-through", "error, AdaRound")
     return Table(f"{_NETS[net]}: the same problem for both, layer by layer", columns, tuple(rows))
-
-
-def _figure(net: str, found: Mapping[int, Trials]) -> Figure:
-    words = tuple(f"{bits} bits" for bits in found)
-    series = []
-    for way in ("straight-through", "adaround"):
-        accuracies = [[one.accuracy for one in trials[way]] for trials in found.values()]
-        error = tuple(stdev(one) if len(one) > 1 else 0.0 for one in accuracies)
-        series.append(Series(_WAYS[way], words, tuple(fmean(one) for one in accuracies), error))
-    return Figure(
-        f"{net}-straight-through",
-        f"{_NETS[net]}: two searches on the same loss, mean and standard deviation",
-        "bar",
-        "weights",
-        "test accuracy, %",
-        tuple(series),
-    )
 
 
 def _findings(

@@ -21,12 +21,13 @@ from labkit.quantization.weight_rounding.options import RoundedWeights, Rounding
 from labkit.quantization.weight_rounding.relaxation import annealed_temperature, decide, decided_levels
 from labkit.reporting.rounding_counts import LayerChoices, decision_counts, layer_choices
 from labkit.studies.adaround import chain as links
-from labkit.studies.adaround.design import draws, held_out, judged, tried, undecided_share
+from labkit.studies.adaround.design import accuracy_panels, draws, held_out, judged, tried, undecided_share
 from labkit.studies.adaround.figures_2_3 import penalty_curves, up_shares
 from labkit.studies.adaround.table_3 import schedules, variance_verdict
 from labkit.studies.adaround.table_4 import FORMS, form_options
 from labkit.studies.adaround.table_5 import beyond_share, smaller_errors
 from labkit.studies.ee219.evidence import Contrast
+from labkit.studies.figures import svg
 from labkit.studies.lab import Lab
 from labkit.studies.study import Settings
 
@@ -262,3 +263,14 @@ def test_kept_variables_are_what_was_decided_by(lab: Lab, rounded: RoundedWeight
         assert np.array_equal(levels.reshape(weight.shape), tensor.values)
         assert np.array_equal(history.decisions[15] > 0.5, history.variables > 0)
     assert decision_counts(rounded)[-1].total == sum(int(one.starts.sum()) for one in layer_choices(rounded))
+
+
+def test_panels_show_means_and_deviations() -> None:
+    words = {"a": ("short a", "long a"), "b": ("short b", "long b")}
+    figure = accuracy_panels("all", words, {"one": {"a": [1.0, 3.0], "b": [4.0]}, "two": {"a": [5.0], "b": [6.0, 6.0]}})
+    assert [panel.title for panel in figure.panels] == ["one", "two"]
+    first, second = figure.panels[0].series
+    assert (first.label, first.x, first.y, first.error) == ("long a", ("short a",), (2.0,), (2**0.5,))
+    assert (second.label, second.y, second.error) == ("long b", (4.0,), (0.0,))
+    drawn = svg(figure)
+    assert all(f">{text}<" in drawn for text in ("all", "one", "two", "short a", "long b"))
