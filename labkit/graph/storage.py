@@ -138,7 +138,9 @@ def loads(data: bytes, name: str = "the data") -> IntGraph:
             raise ModelError("A node's name must be text.")
         graph = IntGraph(nodes, tuple(header["outputs"]), header["notes"])
         if version != _version_of(graph):  # which the checksum does not cover
-            raise ModelError(f"It says version {version} and holds what version {_version_of(graph)} writes: it is damaged.")
+            raise ModelError(
+                f"It says version {version} and holds what version {_version_of(graph)} writes: it is damaged."
+            )
         return graph
     except LabkitError as error:
         raise ModelError(error if name in str(error) else f"{name} does not hold a sound network. {error}") from error

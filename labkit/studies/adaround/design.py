@@ -17,14 +17,25 @@ from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.weight_rounding.options import RoundedWeights, RoundingOptions
 from labkit.reporting.rounding_counts import decision_counts
-from labkit.studies.ee219.evidence import Contrast
+from labkit.studies.evidence import Contrast
 from labkit.studies.lab import Lab, open_lab
 from labkit.studies.study import Figure, Series, Settings
 
-__all__ = ["Trial", "accuracy_panels", "draws", "held_out", "judged", "right_answers", "tried", "undecided_share"]
+__all__ = [
+    "IMAGES_NOTE",
+    "Trial",
+    "accuracy_panels",
+    "draws",
+    "held_out",
+    "judged",
+    "right_answers",
+    "tried",
+    "undecided_share",
+]
 
 # More of its images tell nothing more of ResNet-20's layers, which have many places each, and take twice as long.
 _IMAGES = {"resnet20": 512}
+IMAGES_NOTE = "ResNet-20 is calibrated and rounded on 512 of the training images, which have enough places to tell its layers apart."
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from labkit.models import load as load_model
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.weight_rounding.options import RoundedWeights, RoundingOptions
 from labkit.studies.adaround.chain import Link, chain, flipped, net_of
-from labkit.studies.adaround.design import draws
+from labkit.studies.adaround.design import IMAGES_NOTE, draws
 from labkit.studies.lab import Lab
 from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell
 
@@ -66,7 +66,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
             tell(_NETS[net], done + 1, len(cases))
         tables += [_links_table(net, results), _planted_table(net, results), _size_table(net, lab, results)]
         findings += _findings(net, results)
-    return StudyResult(tuple(tables), tuple(findings), (), _notes())
+    return StudyResult(tuple(tables), tuple(findings), (), (*_notes(), IMAGES_NOTE))
 
 
 def _rounded(lab: Lab, case: _Case, plan: BitPlan, smoke: bool) -> RoundedWeights:

@@ -10,7 +10,7 @@ import numpy as np
 from labkit.quantization.weight_rounding.options import RoundedWeights, RoundingOptions
 from labkit.quantization.weight_rounding.relaxation import annealed_beta, penalty
 from labkit.reporting.rounding_counts import DecisionCounts, LayerChoices, decision_counts, layer_choices
-from labkit.studies.adaround.design import draws, tried, undecided_share
+from labkit.studies.adaround.design import IMAGES_NOTE, draws, tried, undecided_share
 from labkit.studies.lab import Lab
 from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell, mean_and_spread
 
@@ -50,7 +50,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
         figures += [_histograms(name, counts), _places(name, found.by_bits), _layers_figure(name, choices)]
         findings += _findings(name, found, counts, iterations)
     tables.append(_accuracy_table(nets))
-    return StudyResult(tuple(tables), tuple(findings), tuple(figures), _notes(iterations))
+    return StudyResult(tuple(tables), tuple(findings), tuple(figures), (*_notes(iterations), IMAGES_NOTE))
 
 
 def penalty_curves(betas: Sequence[float], points: int = 101) -> tuple[Series, ...]:

@@ -107,8 +107,8 @@ ADAROUND: tuple[Study, ...] = (
         "adaround-table-7",
         "AdaRound among other roundings",
         f"{_PAPER}, table 7",
-        "Weights of 4 bits, float activations (4/32) or 8 bits (4/8): AdaRound is within 1 % of float on ResNet-18 and ResNet-50, "
-        "within 2 % on MobileNetV2 and InceptionV3, and better than DFQ, OMSE, OCS and bias correction.",
+        "Weights of 4 bits, float activations (4/32) or 8 bits (4/8): AdaRound is within 1 % of float on ResNet-18 and "
+        "ResNet-50, within 2 % on MobileNetV2 and InceptionV3, and better than DFQ, OMSE, OCS and bias correction.",
         "labkit.studies.adaround.table_7",
         12,
     ),

@@ -10,13 +10,17 @@ from statistics import fmean, stdev
 import numpy as np
 
 from labkit.quantization.weight_rounding.options import COOLINGS, RoundingOptions
-from labkit.studies.adaround.design import Trial, accuracy_panels, draws, held_out, judged, tried
-from labkit.studies.ee219.evidence import contrast
+from labkit.studies.adaround.design import IMAGES_NOTE, Trial, accuracy_panels, draws, held_out, judged, tried
+from labkit.studies.evidence import contrast
 from labkit.studies.lab import Lab
 from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell, mean_and_spread
 
 __all__ = ["WAYS", "run", "schedules", "variance_verdict"]
 
+_SETTLED = (
+    "Learning rate, iterations and the span of the schedules were settled after looking at test images too; the choice of a "
+    "schedule within the span was made on training images alone."
+)
 WAYS = {
     "hopfield": ("σ(V/T)", "sigmoid of V/T, T falls"),
     "sigmoid": ("σ + reg.", "sigmoid and regularizer"),
@@ -68,7 +72,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
         tuple(tables),
         tuple(findings),
         (accuracy_panels("Three soft decisions: mean and standard deviation", WAYS, shown),),
-        _notes(),
+        (*_notes(), IMAGES_NOTE, _SETTLED),
     )
 
 

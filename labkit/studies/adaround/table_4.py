@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 
 from labkit.quantization.weight_rounding.options import RoundingOptions
-from labkit.studies.adaround.design import Trial, accuracy_panels, draws, judged, tried
-from labkit.studies.ee219.evidence import contrast
+from labkit.studies.adaround.design import IMAGES_NOTE, Trial, accuracy_panels, draws, judged, tried
+from labkit.studies.evidence import contrast
 from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell, mean_and_spread
 
 __all__ = ["FORMS", "form_options", "run"]
@@ -52,7 +52,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
         tuple(tables),
         tuple(findings),
         (accuracy_panels("Three losses: mean and standard deviation", FORMS, shown),),
-        _notes(),
+        (*_notes(), IMAGES_NOTE),
     )
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from labkit.quantization.weight_rounding.options import RoundedWeights, RoundingOptions
 from labkit.reporting.rounding_counts import layer_choices
-from labkit.studies.adaround.design import Trial, accuracy_panels, draws, held_out, judged, tried
-from labkit.studies.ee219.evidence import contrast
+from labkit.studies.adaround.design import IMAGES_NOTE, Trial, accuracy_panels, draws, held_out, judged, tried
+from labkit.studies.evidence import contrast
 from labkit.studies.lab import Lab
 from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell, mean_and_spread
 
@@ -59,7 +59,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
         tuple(tables),
         tuple(findings),
         (accuracy_panels("Two searches on the same loss: mean and standard deviation", _SHOWN, shown),),
-        _notes(),
+        (*_notes(), IMAGES_NOTE),
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.studies.ee219.evidence import Contrast, contrast, spread
+from labkit.studies.evidence import Contrast, contrast, spread
 from labkit.studies.study import Figure, Series, Table
 
 __all__ = ["Ablation"]

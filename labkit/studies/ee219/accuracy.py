@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from labkit.data import load as load_data
 from labkit.studies.ee219.bias import BiasOverflow, overflow, without_bias
-from labkit.studies.ee219.evidence import Contrast, contrast, redrawn, spread
 from labkit.studies.ee219.report import ACCURACY
 from labkit.studies.ee219.steps import STEPS, answers, float_answers
+from labkit.studies.evidence import Contrast, contrast, redrawn, spread
 from labkit.studies.lab import Lab, logits, open_lab
 from labkit.studies.study import Finding, Settings, StudyResult, Table, Tell
 

@@ -15,7 +15,7 @@ from labkit.quantization.calibration import Calibration, choose_ranges
 from labkit.quantization.plan import BitPlan, scale_owner
 from labkit.quantization.quantized_loss import quantized_loss
 from labkit.studies.ee219.ablation import Ablation
-from labkit.studies.ee219.evidence import redrawn, right_answers
+from labkit.studies.evidence import redrawn, right_answers
 from labkit.studies.lab import Lab, open_lab
 from labkit.studies.study import Finding, Settings, StudyResult, Tell
 

@@ -17,7 +17,7 @@ from labkit.quantization.clipping.weights import weight_range
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.rounded import RoundedLayer
 from labkit.studies.ee219.ablation import Ablation
-from labkit.studies.ee219.evidence import redrawn, right_answers
+from labkit.studies.evidence import redrawn, right_answers
 from labkit.studies.lab import Lab, open_lab
 from labkit.studies.study import Finding, Settings, StudyResult, Tell
 

@@ -14,8 +14,8 @@ from labkit.quantization.calibration import choose_ranges
 from labkit.quantization.clipping.divergence import KLCurve, kl_divergence, merge_and_expand
 from labkit.quantization.clipping.kl import VARIANTS, kl_curve, kl_range
 from labkit.quantization.histogram import Histogram
-from labkit.studies.ee219.evidence import contrast, redrawn, right_answers, spread
 from labkit.studies.ee219.kl_example import EXAMPLE, EXPANDED, LEVELS, example_table
+from labkit.studies.evidence import contrast, redrawn, right_answers, spread
 from labkit.studies.lab import Lab, open_lab
 from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell
 

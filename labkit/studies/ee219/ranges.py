@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from labkit.data import load as load_data
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
-from labkit.studies.ee219.evidence import redrawn
 from labkit.studies.ee219.report import PRINTED, Slip, slips, zeros_at_most
 from labkit.studies.ee219.scales import Factors, factors, scaled_outputs
 from labkit.studies.ee219.seen import SeenRange, seen_ranges
+from labkit.studies.evidence import redrawn
 from labkit.studies.lab import Lab, open_lab
 from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult, Table, Tell, mean_and_spread
 

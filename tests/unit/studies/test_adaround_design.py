@@ -26,7 +26,7 @@ from labkit.studies.adaround.figures_2_3 import penalty_curves, up_shares
 from labkit.studies.adaround.table_3 import schedules, variance_verdict
 from labkit.studies.adaround.table_4 import FORMS, form_options
 from labkit.studies.adaround.table_5 import beyond_share, smaller_errors
-from labkit.studies.ee219.evidence import Contrast
+from labkit.studies.evidence import Contrast
 from labkit.studies.figures import svg
 from labkit.studies.lab import Lab
 from labkit.studies.study import Settings

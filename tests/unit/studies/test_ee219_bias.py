@@ -13,8 +13,8 @@ from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.simulate import run_simulated, simulate_weights
 from labkit.studies.ee219.bias import overflow, unscaled_bias, without_bias
-from labkit.studies.ee219.evidence import redrawn
 from labkit.studies.ee219.steps import STEPS, answers, float_answers
+from labkit.studies.evidence import redrawn
 from labkit.studies.lab import Lab, logits, open_lab
 from labkit.studies.study import Settings
 

@@ -16,10 +16,10 @@ from labkit.quantization.clipping.kl import VARIANTS, kl_curve
 from labkit.quantization.convert import convert
 from labkit.studies.ee219.clipping import actual_logits
 from labkit.studies.ee219.clipping_weights import clipped_weights
-from labkit.studies.ee219.evidence import redrawn
 from labkit.studies.ee219.kl import thinned
 from labkit.studies.ee219.kl_example import EXAMPLE, EXPANDED, example_table
 from labkit.studies.ee219.seen import seen_ranges
+from labkit.studies.evidence import redrawn
 from labkit.studies.lab import Lab, open_lab
 from labkit.studies.study import Settings
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from labkit.arithmetic.affine import QuantSpec, dequantize, params_from_range, quantize
 from labkit.quantization.histogram import StreamingHistogram
 from labkit.studies.ee219.ablation import Ablation
-from labkit.studies.ee219.evidence import Contrast, contrast, spread
 from labkit.studies.ee219.noise import decibels, error_parts, histogram_decibels
+from labkit.studies.evidence import Contrast, contrast, spread
 
 SPECS = (
     QuantSpec(8, narrow=True),
