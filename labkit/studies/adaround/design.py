@@ -35,7 +35,10 @@ __all__ = [
 
 # More of its images tell nothing more of ResNet-20's layers, which have many places each, and take twice as long.
 _IMAGES = {"resnet20": 512}
-IMAGES_NOTE = "ResNet-20 is calibrated and rounded on 512 of the training images, which have enough places to tell its layers apart."
+IMAGES_NOTE = (
+    "ResNet-20 is calibrated and rounded on 512 of the training images, which have enough places to tell its layers "
+    "apart."
+)
 
 
 @dataclass(frozen=True, eq=False)
