@@ -110,21 +110,26 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
             _count_figure(found, counts),
             *(_domain_figure(bench, one) for bench, one in found.items() if bench.elsewhere),
         ),
-        (
-            "The paper's networks are trained on ImageNet, its other images are those of Pascal VOC and MS COCO, and its "
-            "activations are floats. Here all activations have 8 bits, everything runs in the integer engine, one scale a layer, "
-            "grid of the least error of W; LeNet has 3 bits because it loses next to nothing at 4.",
-            "The counts are nested: the first 16 of the images are among the first 64. The ranges of activations come from "
-            f"{settings.calibration} training images at every count, so that only the rounding sees fewer of them. Of each image "
-            "some windows are looked at, so that a layer's quadratic form has about 32,768 of them or all there are.",
-            f"Images from elsewhere are {own}, and are compared with {own} training images. With `rounding alone` the ranges of "
-            "activations still come from training images; with `rounding and ranges` nothing has seen a training image, "
-            "but for the two noises of like mean and spread, which know six numbers of them.",
-            "The digits are MNIST's, white on black, 32x32. Noise is clipped to the range of pixels; the blurred noise has an "
-            "amplitude of 1 / frequency, as photographs have (Field 1987).",
-            f"AdaRound runs on the quadratic form, {_ITERATIONS} iterations; biases are corrected inside it. "
-            + TIE_NOTE,
-        ),
+        _notes(settings.calibration, own),
+    )
+
+
+def _notes(calibration: int, own: int) -> tuple[str, ...]:
+    return (
+        "The paper's networks are trained on ImageNet, its other images are those of Pascal VOC and MS COCO, and its "
+        "activations are floats. Here all activations have 8 bits, everything runs in the integer engine, one scale a layer, "
+        "grid of the least error of W; LeNet has 3 bits because it loses next to nothing at 4.",
+        "The counts are nested: the first 16 of the images are among the first 64. The ranges of activations come from "
+        f"{calibration} training images at every count, so that only the rounding sees fewer of them. Of each image "
+        "some windows are looked at, so that a layer's quadratic form has about 32,768 of them or all there are.",
+        f"Images from elsewhere are {own}, and are compared with {own} training images. With `rounding alone` the ranges of "
+        "activations still come from training images; with `rounding and ranges` nothing has seen a training image, "
+        "but for the two noises of like mean and spread, which know six numbers of them.",
+        "There are no photographs here but CIFAR-10's: digits and noise are much further from them than VOC and COCO are from "
+        "ImageNet. They show where the robustness ends; they do not test the paper's claim about similar images.",
+        "The digits are MNIST's, white on black, 32x32. Noise is clipped to the range of pixels; the blurred noise has an "
+        "amplitude of 1 / frequency, as photographs have (Field 1987).",
+        f"AdaRound runs on the quadratic form, {_ITERATIONS} iterations; biases are corrected inside it. " + TIE_NOTE,
     )
 
 
@@ -217,7 +222,7 @@ def _count_figure(found: Mapping[Bench, _Found], counts: tuple[int, ...]) -> Fig
 
 def _domain_figure(bench: Bench, one: _Found) -> Figure:
     words = tuple(
-        name.replace(" of like mean", "\nof like mean\n").replace(" images", "\nimages") for name in one.places
+        name.replace(" of like mean ", "\nof like\nmean\n").replace(" images", "\nimages") for name in one.places
     )
     series = []
     for seen, label in _SEEN_BY.items():

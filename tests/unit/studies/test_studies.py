@@ -16,6 +16,7 @@ from labkit.graph.passes import simplify
 from labkit.models import load
 from labkit.studies.adaround.table_1 import rounded_layer
 from labkit.studies.figures import svg
+from labkit.studies.index import index
 from labkit.studies.page import page
 from labkit.studies.registry import STUDIES, find
 from labkit.studies.run import read_study, run_study, write_study
@@ -132,3 +133,20 @@ def test_roundings_of_the_first_table(way: str) -> None:
     if way == "stochastic":
         assert abs(moved.mean()) < 0.05
         assert not np.array_equal(layer.weight.values, rounded_layer(graph, "conv1", way, 1).weight.values)
+
+
+def test_overview_is_made_from_the_committed_results() -> None:
+    text = index(STUDIES, COMMITTED)
+    assert text == (COMMITTED / "README.md").read_text()
+    for study in STUDIES:
+        assert f"({study.name}/README.md)" in text
+
+
+def test_overview_counts_what_agrees(tmp_path: Path) -> None:
+    (tmp_path / STUDIES[0].name).mkdir()
+    findings = [{"claim": "c", "measured": "m", "agrees": word} for word in ("yes", "no", "yes", "partly")]
+    (tmp_path / STUDIES[0].name / "result.json").write_text(json.dumps({"findings": findings}))
+    assert "| 2 | 1 | 1 |" in index(STUDIES[:1], tmp_path)
+    out = CliRunner().invoke(app, ["study", "--index", "--out", str(tmp_path)])
+    assert isinstance(out.exception, InputError)  # the others have no result there
+    assert not (tmp_path / "README.md").exists()
