@@ -54,7 +54,7 @@ def whole_costs(problem: Mckp, constraint: int = 0, *, safe: bool = True) -> Who
     lift = max(0, -900 - math.frexp(largest)[1])  # numbers next to 0 have too few digits to divide
     largest = math.ldexp(largest, lift)
     budget = math.ldexp(min(problem.budgets[constraint], 1e9 if lift else math.inf), lift)
-    budget = min(budget, 2 * largest + 1)  # more changes nothing
+    budget = min(budget, 2 * largest or 1.0)  # more changes nothing
     used = np.ldexp(table[allowed], lift)
     for halvings in range(_HALVINGS + 1):
         scaled = np.ldexp(used, halvings)

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from unit.allocation.problems import KINDS, problem
 
 from labkit.allocation.answer import Allocation, answer
 from labkit.allocation.exact import solve_exact
+from labkit.allocation.greedy import solve_greedy
 from labkit.allocation.grid import NEVER, whole_costs
 from labkit.allocation.hull import efficient, hull_steps
 from labkit.allocation.ilp import solve_ilp
@@ -142,6 +143,24 @@ def test_whole_costs_keep_the_budget(kind: str, safe: bool) -> None:
             assert here == truly if whole.exact else (truly or not here) if safe else (here or not truly)
 
 
+@pytest.mark.parametrize("size", [0.0, 5e-324, 2.5e-102, 1e-9, 1.0])
+def test_costs_far_below_the_budget(size: float) -> None:
+    given = made(costs=COSTS * size, budgets=(100.0,))
+    assert solve_exact(given).bits == solve_greedy(given).bits == solve_ilp(given).bits == (8, 8, 8)
+    if size:
+        tight = made(costs=COSTS * size, budgets=(6 * size,))
+        assert solve_exact(tight).bits == solve_ilp(tight).bits == (4, 4, 8)
+
+
+def test_the_integer_program_does_not_exceed_a_budget_by_its_tolerance() -> None:
+    # Both layers at 8 bits cost 2 more than 100 million, which is within the solver's tolerance of a millionth.
+    costs = [[[0.0, 5e7, 5e7 + 1]] * 2]
+    given = Mckp(("a", "b"), (2, 4, 8), [[3.0, 1.0, 0.0]] * 2, costs, (1e8,))  # type: ignore[arg-type]
+    found = solve_ilp(given)
+    assert found.bits == solve_exact(given).bits == (4, 4)
+    assert found.notes["cuts"] >= 1
+
+
 def test_whole_costs_have_no_common_divisor() -> None:
     whole = whole_costs(made(costs=COSTS * 4.5, budgets=(30.0,)))
     assert whole.exact and whole.unit == 4.5
@@ -170,6 +189,8 @@ def hull_by_hand(values: list[float], costs: list[int]) -> list[int]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=6))
+@example([(4, 0), (2, 1), (0, 2)])  # on a straight line
+@example([(9, 0), (5, 1), (3, 2), (1, 3), (1, 4)])
 def test_hulls_against_prices(pairs: list[tuple[int, int]]) -> None:
     values, costs = [float(v) for v, _ in pairs], [c for _, c in pairs]
     table = np.array([values]), np.array([costs])
