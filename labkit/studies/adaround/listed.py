@@ -101,7 +101,7 @@ ADAROUND: tuple[Study, ...] = (
         "domain that are not from "
         "the training data (VOC, COCO) it loses less than 0.2 % on average.",
         "labkit.studies.adaround.figure_4",
-        10,
+        15,
     ),
     Study(
         "adaround-table-7",
