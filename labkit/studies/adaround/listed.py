@@ -91,7 +91,7 @@ ADAROUND: tuple[Study, ...] = (
         "AdaRound significantly improves over rounding to nearest whatever the grid: min-max, least error of W, or least error "
         "of W x. Both grids of least error are superior to min-max; between the two there is no clear winner for AdaRound.",
         "labkit.studies.adaround.table_6",
-        8,
+        11,
     ),
     Study(
         "adaround-figure-4",
@@ -120,7 +120,7 @@ ADAROUND: tuple[Study, ...] = (
         "only 38.87 %, where "
         "AdaRound recovers the accuracy to 68.60 %.",
         "labkit.studies.adaround.table_8",
-        6,
+        9,
     ),
     Study(
         "adaround-table-9",
