@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from labkit.errors import QuantizationError
 from labkit.files import write_atomically
-from labkit.sensitivity.axes import Axes, checked_axes, checked_values, position, read_object, rows_of_text
+from labkit.sensitivity.axes import Axes, checked_axes, checked_values, made_from, position, read_object, rows_of_text
 
 __all__ = ["CostTable"]
 
@@ -128,14 +128,7 @@ class CostTable:
         QuantizationError
             ``values`` is not such a table.
         """
-        if missing := [key for key in _KEYS[:5] if key not in values]:
-            raise QuantizationError(f"This is not a {_KIND}: it has no {missing[0]}. A table has {', '.join(_KEYS)}.")
-        if unknown := [key for key in values if key not in _KEYS]:
-            raise QuantizationError(f"A {_KIND} has no key {unknown[0]!r}; it has {', '.join(_KEYS)}.")
-        try:
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise QuantizationError(f"This is not a {_KIND}: {error}. A table has {', '.join(_KEYS)}.") from error
+        return made_from(values, cls, _KIND, _KEYS[:5], _KEYS)
 
     def save(self, path: str | Path) -> None:
         """Write the table to ``path`` as JSON, whole or not at all.

@@ -113,9 +113,10 @@ def quantize(
             "A plan says all about bits and grids: give either plan, or weights, activations, per_channel, "
             "activation_scheme and weight_ranges."
         )
-    if rounding != "nearest" and weight_ranges != "minmax":
+    chosen = weight_ranges if plan is None else plan.weight_ranges
+    if rounding != "nearest" and chosen != "minmax":
         raise QuantizationError(
-            f"weight_ranges={weight_ranges!r} are for rounding='nearest'; {rounding!r} chooses its own grid: leave them out and "
+            f"weight_ranges={chosen!r} are for rounding='nearest'; {rounding!r} chooses its own grid: leave them out and "
             f"give rounding_options=RoundingOptions(grid=...)."
         )
     images, shape = _peek(batches)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from labkit.arithmetic.frozen import frozen_array
 from labkit.errors import QuantizationError
 
-__all__ = ["checked_axes", "checked_values", "position", "read_object", "rows_of_text"]
+__all__ = ["checked_axes", "checked_values", "made_from", "position", "read_object", "rows_of_text"]
 
 Axes = tuple[tuple[str, ...], tuple[int, ...]]
+T = TypeVar("T")
 
 
 def checked_axes(what: str, layers: Sequence[str], bits: Sequence[int]) -> Axes:
@@ -107,6 +108,27 @@ def rows_of_text(axes: Axes, values: NDArray[np.float64], errors: NDArray[np.flo
     for name, row in zip(layers, cells, strict=True):
         lines.append("  ".join([f"  {name:<{room}}", *(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))]))
     return lines
+
+
+def made_from(
+    values: Mapping[str, Any], make: Callable[..., T], what: str, required: Sequence[str], keys: Sequence[str]
+) -> T:
+    """What ``make`` makes of ``values`` by name; ``what`` messages call it, ``keys`` it may have, ``required`` it must have.
+
+    Raises
+    ------
+    QuantizationError
+        A required key is missing, one is unknown, or ``make`` refuses them.
+    """
+    allowed = f"has {', '.join(keys)}"
+    if missing := [key for key in required if key not in values]:
+        raise QuantizationError(f"This is not a {what}: it has no {missing[0]}. A table {allowed}.")
+    if unknown := [key for key in values if key not in keys]:
+        raise QuantizationError(f"A {what} has no key {unknown[0]!r}; it {allowed}.")
+    try:
+        return make(**values)
+    except (TypeError, ValueError) as error:
+        raise QuantizationError(f"This is not a {what}: {error}. A table {allowed}.") from error
 
 
 def read_object(path: str | Path, what: str) -> dict[str, Any]:

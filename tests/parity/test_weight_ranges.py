@@ -187,3 +187,6 @@ def test_other_roundings_choose_their_own_grid() -> None:
     plan = BitPlan.uniform(simplify(from_torch(module, SHAPE)), 4, 8)
     with pytest.raises(QuantizationError, match="and weight_ranges"):
         labkit.quantize(module, images(32, seed=2), plan=plan, weight_ranges="mse")
+    clipped = BitPlan.uniform(simplify(from_torch(module, SHAPE)), 4, 8, weight_ranges="3sigma")
+    with pytest.raises(QuantizationError, match=r"weight_ranges='3sigma' are for rounding='nearest'; 'gptq'"):
+        labkit.quantize(module, images(32, seed=2), plan=clipped, rounding="gptq")
