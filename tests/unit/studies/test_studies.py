@@ -150,3 +150,14 @@ def test_overview_counts_what_agrees(tmp_path: Path) -> None:
     out = CliRunner().invoke(app, ["study", "--index", "--out", str(tmp_path)])
     assert isinstance(out.exception, InputError)  # the others have no result there
     assert not (tmp_path / "README.md").exists()
+
+
+def test_what_the_guide_quotes_is_what_the_best_rounding_reached() -> None:
+    guide = " ".join((COMMITTED.parent / "calibration-and-rounding.md").read_text("utf-8").split())
+    tables = read_study(COMMITTED / "best-rounding")["tables"]
+    lenet, resnet = ({row[0]: row[3] for row in table["rows"]} for table in tables)
+    bits = ("W8A8", "W4A8", "W3A8", "W2A8")
+    for below, four in ((lenet, "W4A4, input at 8 bits"), (resnet, "W4A4, input and those branches at 8 bits")):
+        assert " / ".join(below[name] for name in bits) in guide
+        assert f"{below[four]} at W4A4" in guide
+    assert f"{resnet['W4A4, input at 8 bits']} with the input alone" in guide
