@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli import accuracy, bench, card, demo, lab, quantize, run, study, train, verify
+from labkit.cli import accuracy, bench, card, demo, fine_tune, lab, quantize, run, study, train, verify
 
 __all__ = ["app"]
 
@@ -44,6 +44,7 @@ app.command("accuracy")(accuracy.accuracy)
 app.command("bench")(bench.bench)
 app.command("card")(card.card)
 app.command("train")(train.train)
+app.command("fine-tune")(fine_tune.fine_tune)
 app.command("study")(study.study)
 app.command("init")(lab.init)
 app.command("lab")(lab.lab)

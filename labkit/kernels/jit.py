@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # folders of labkit whose code is compiled or chooses what is
-_SOURCES = ("kernels", "engine", "quantization/weight_rounding")
+_SOURCES = ("kernels", "engine", "quantization/weight_rounding", "quantization/qat")
 _KEPT_FOLDERS = 8  # older ones belong to sources or versions that are gone
 _OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy"}
 

@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import nn
 
 from labkit.data import DataSet, normalise
+from labkit.data.augment import shift_and_mirror
 from labkit.errors import InputError, ModelError
 from labkit.files import folder_for, write_atomically
 from labkit.models.finished import finished_record
@@ -35,7 +36,6 @@ from labkit.models.zoo import build
 __all__ = ["TrainingResult", "accuracy", "learning_rate_at", "train"]
 
 _STATE = "labkit_training"  # the key of the progress file's metadata
-_PAD = 4
 
 
 @dataclass(frozen=True)
@@ -213,7 +213,7 @@ def _epoch(
         chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
         images = data.train_images[chosen]
         if recipe.augment:
-            images = _augmented(images, rng, mirror=data.name == "cifar10")  # a mirrored digit is none
+            images = shift_and_mirror(images, rng, mirror=data.name == "cifar10")  # a mirrored digit is none
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(recipe, epoch * steps + step, steps)
         optimiser.zero_grad()
@@ -258,25 +258,6 @@ def _spare_slow_layers(module: nn.Module) -> None:
 def _float32_convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return nn.Conv2d.forward(layer, x.float())
-
-
-def _augmented(images: NDArray[np.uint8], rng: np.random.Generator, mirror: bool) -> NDArray[np.uint8]:
-    """Shift each image by up to 4 pixels either way, filling with 0, and ``mirror`` one in two."""
-    n, _, height, width = images.shape
-    padded = np.pad(images, ((0, 0), (0, 0), (_PAD, _PAD), (_PAD, _PAD)))
-    corner = rng.integers(0, 2 * _PAD + 1, (2, n, 1))
-    rows = corner[0] + np.arange(height)
-    columns = corner[1] + np.arange(width)
-    if mirror:
-        columns = np.where(rng.integers(0, 2, (n, 1)) == 1, columns[:, ::-1], columns)
-    at = (
-        np.arange(n)[:, None, None, None],
-        np.arange(3)[:, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None],
-    )
-    moved: NDArray[np.uint8] = padded[at]
-    return moved
 
 
 @contextmanager

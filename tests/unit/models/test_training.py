@@ -15,6 +15,7 @@ from rich.console import Console
 
 from labkit import models
 from labkit.data import DataSet, load
+from labkit.data.augment import shift_and_mirror
 from labkit.errors import InputError, ModelError, OutputError
 from labkit.models import TrainingRecipe, training
 from labkit.models.training import learning_rate_at, train
@@ -331,7 +332,7 @@ def test_missing_graphics_processor_is_said(digits: DataSet, tmp_path: Path) -> 
 def test_augmentation_shifts_and_mirrors_within_bounds(mirror: bool) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(1, 256, (400, 3, 32, 32), dtype=np.uint8)
-    moved = training._augmented(images, rng, mirror)
+    moved = shift_and_mirror(images, rng, mirror)
     seen = set()
     for image, got in zip(images, moved, strict=True):
         padded = np.pad(image, ((0, 0), (4, 4), (4, 4)))

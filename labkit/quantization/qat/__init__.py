@@ -1,0 +1,1 @@
+"""Quantization-aware training: a network is fine-tuned while it computes as the integer engine will."""

@@ -1,0 +1,109 @@
+"""A layer in training: its own parameters and those of the batch norm behind it, which is folded before weights are rounded."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from labkit.errors import ModelError
+from labkit.graph import float_ops
+from labkit.graph.ir import FloatGraph, FloatNode
+
+__all__ = ["TrainableLayer", "normalised", "trainable_layer"]
+
+
+class TrainableLayer(nn.Module):
+    """The parameters of a convolution or linear layer and of the batch norm behind it, if there is one."""
+
+    def __init__(
+        self, op: float_ops.Conv2d | float_ops.Linear, norm: float_ops.BatchNorm2d | None = None, norm_name: str = ""
+    ) -> None:
+        super().__init__()
+        self.op, self.norm = op, norm_name
+        self.weight = nn.Parameter(torch.from_numpy(op.weight.copy()))
+        self.bias = None if op.bias is None else nn.Parameter(torch.from_numpy(op.bias.copy()))
+        self.mean: torch.Tensor
+        self.variance: torch.Tensor
+        self.epsilon = None if norm is None else norm.epsilon
+        if norm is not None:
+            self.gain = nn.Parameter(torch.from_numpy(norm.gamma.copy()))
+            self.shift = nn.Parameter(torch.from_numpy(norm.beta.copy()))
+            self.register_buffer("mean", torch.from_numpy(norm.mean.copy()))
+            self.register_buffer("variance", torch.from_numpy(norm.variance.copy()))
+
+    def factor(self) -> torch.Tensor | None:
+        """What the folded batch norm multiplies each output by, float32 [O]; None without one."""
+        return None if self.epsilon is None else self.gain / torch.sqrt(self.variance + self.epsilon)
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias with the batch norm folded in (eqs. 22 and 23)."""
+        factor = self.factor()
+        if factor is None:
+            return self.weight, self.bias
+        before = 0.0 if self.bias is None else self.bias
+        weight = self.weight * factor.reshape([-1] + [1] * (self.weight.ndim - 1))
+        return weight, self.shift + (before - self.mean) * factor
+
+
+def trainable_layer(raw: FloatGraph, node: FloatNode) -> TrainableLayer:
+    """The layer ``node`` of the simplified graph, with its parameters as the graph ``raw``, batch norms in place, has them.
+
+    Raises
+    ------
+    ModelError
+        Several batch norms follow it.
+    """
+    op = raw[node.name].op
+    if not isinstance(op, float_ops.Conv2d | float_ops.Linear):  # a batch norm that stands alone: folded already
+        assert isinstance(node.op, float_ops.Conv2d | float_ops.Linear)
+        fixed = TrainableLayer(node.op)
+        for parameter in fixed.parameters():
+            parameter.requires_grad_(False)
+        return fixed
+    norms = [raw[name] for name in node.carries if isinstance(raw[name].op, float_ops.BatchNorm2d)]
+    if len(norms) > 1:
+        raise ModelError(
+            f"{node.name}: {len(norms)} batch norms follow one another, and fine-tuning knows one a layer. Leave out the others."
+        )
+    if not norms:
+        return TrainableLayer(op)
+    assert isinstance(norms[0].op, float_ops.BatchNorm2d)
+    return TrainableLayer(op, norms[0].op, norms[0].name)
+
+
+def normalised(layer: TrainableLayer, value: torch.Tensor) -> torch.Tensor:
+    """``value`` normalised by the statistics of this batch, which are remembered.
+
+    Parameters
+    ----------
+    layer : one with a batch norm
+    value : float32 [N, O, ...], the sums of its rounded folded weights, without a bias
+
+    Returns
+    -------
+    float32 [N, O, ...], gain and shift applied
+
+    Notes
+    -----
+    The weights hold the factor f = gain / sqrt(variance + epsilon) of the statistics so far. The mean and variance of
+    the layer itself are therefore those of ``value`` over f and f squared (Krishnamoorthi 2018, section 3.2.2).
+    """
+    axes = [axis for axis in range(value.ndim) if axis != 1]
+    shape = [1, -1] + [1] * (value.ndim - 2)
+    epsilon, factor = layer.epsilon, layer.factor()
+    assert epsilon is not None and factor is not None
+    factor = factor.detach()
+    mean, variance = value.mean(axes), value.var(axes, unbiased=False)
+    with torch.no_grad():
+        usable = factor.abs() > 1e-6
+        safe = torch.where(usable, factor, torch.ones_like(factor))
+        count = value.numel() / value.shape[1]
+        before = 0.0 if layer.bias is None else layer.bias
+        seen_mean = torch.where(usable, mean / safe + before, layer.mean)
+        seen_variance = torch.where(usable, variance / safe.square() * count / max(count - 1, 1), layer.variance)
+        layer.mean.lerp_(seen_mean, 0.1)
+        layer.variance.lerp_(seen_variance, 0.1)
+    scale = torch.sqrt(variance + epsilon * factor.square()).reshape(shape)
+    sign = torch.sign(factor).reshape(shape)
+    centred = (value - mean.reshape(shape)) / scale
+    return centred * sign * layer.gain.reshape(shape) + layer.shift.reshape(shape)

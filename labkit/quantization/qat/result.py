@@ -1,0 +1,136 @@
+"""`FineTuned`: what fine-tuning ends with, as a module and as an integer network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from labkit.frontends.torch_fx import from_torch, parameters_digest
+from labkit.graph import float_ops
+from labkit.graph.ir import FloatGraph
+from labkit.graph.passes import simplify
+from labkit.net import IntegerNet
+from labkit.quantization.calibration import Calibration
+from labkit.quantization.convert import convert
+from labkit.quantization.plan import BitPlan
+from labkit.quantization.qat.network import TrainableNet
+from labkit.quantization.qat.options import FineTuning
+from labkit.quantization.qat.parts import submodule
+from labkit.quantization.rounded import RoundedLayer
+
+__all__ = ["Epoch", "FineTuned", "finished"]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One pass over the training images.
+
+    loss : mean of what was minimised.
+    accuracy : per cent of the augmented training images that the network got right as it went.
+    seconds : it took.
+    """
+
+    loss: float
+    accuracy: float
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuned:
+    """A fine-tuned network.
+
+    module : a copy of the given one with the new weights, in evaluation mode; without rounding it is an ordinary float network.
+    graph : the same, simplified.
+    calibration : the ranges of activations as they were learned.
+    plan : bits and grids.
+    rounded : by layer, the integers of weights whose scales were learned; other layers are rounded by ``convert``.
+    options : of the training.
+    history : an entry an epoch.
+    trained : the network with fake quantization, as it was trained.
+    """
+
+    module: nn.Module
+    graph: FloatGraph
+    calibration: Calibration
+    plan: BitPlan
+    rounded: Mapping[str, RoundedLayer]
+    options: FineTuning
+    history: tuple[Epoch, ...]
+    trained: TrainableNet
+
+    def to_net(self, **notes: Any) -> IntegerNet:
+        """The integer network, with ``notes`` (plain JSON values) on how it came about.
+
+        Raises
+        ------
+        LabkitError
+            As `convert`.
+        """
+        kept = {
+            "rounding": "fine-tuning",
+            "source": type(self.module).__name__,
+            "parameters_sha256": parameters_digest(self.module),
+            "fine_tuning": self.options.as_dict(),
+        }
+        return IntegerNet(convert(self.graph, self.calibration, self.plan, {**kept, **notes}, self.rounded))
+
+
+def finished(net: TrainableNet, module: nn.Module, calibration: Calibration, history: tuple[Epoch, ...]) -> FineTuned:
+    """What ``net`` has become.
+
+    Parameters
+    ----------
+    net : after training
+    module : the one that it was made from; it is not changed
+    calibration : of the network before training, whose statistics are kept
+    history : of the training
+    """
+    tuned = copy.deepcopy(module).eval()
+    _write_back(net, tuned)
+    shape = net.graph[net.graph.inputs[0]].op.shape  # type: ignore[union-attr]
+    graph = simplify(from_torch(tuned, shape))
+    ranges = {**calibration.ranges, **net.ranges()}
+    settled = replace(
+        calibration, ranges=ranges, method="fine-tuning", options={"activation_scales": net.options.activation_scales}
+    )
+    rounded = {}
+    for node in graph:
+        op = node.op
+        if not isinstance(op, float_ops.Conv2d | float_ops.Linear) or not net.has_learned_scale(node.name):
+            continue
+        bias = op.bias if op.bias is not None else net.layer(node.name).bias  # one that the module has no place for
+        values = np.zeros(len(op.weight), np.float32) if bias is None else np.array(_numpy(bias))
+        rounded[node.name] = RoundedLayer(net.weight_tensor(node.name, op.weight), values)
+    return FineTuned(tuned, graph, settled, net.plan, rounded, net.options, history, net)
+
+
+def _numpy(values: Any) -> Any:
+    return values.detach().numpy() if isinstance(values, torch.Tensor) else values
+
+
+def _write_back(net: TrainableNet, module: nn.Module) -> None:
+    """Put the parameters of ``net`` into ``module``, a copy of what it was made from."""
+    with torch.no_grad():
+        for node in net.graph:
+            if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear) or not net.is_trained(node.name):
+                continue
+            layer = net.layer(node.name)
+            part = submodule(module, node.name)
+            part.weight.copy_(layer.weight)
+            if part.bias is not None:
+                part.bias.copy_(layer.bias)
+            if layer.norm:
+                norm = submodule(module, layer.norm)
+                for theirs, ours in (
+                    (norm.weight, layer.gain),
+                    (norm.bias, layer.shift),
+                    (norm.running_mean, layer.mean),
+                    (norm.running_var, layer.variance),
+                ):
+                    theirs.copy_(ours)
