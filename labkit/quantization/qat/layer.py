@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from labkit.errors import ModelError
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph, FloatNode
 
@@ -46,13 +45,7 @@ class TrainableLayer(nn.Module):
 
 
 def trainable_layer(raw: FloatGraph, node: FloatNode) -> TrainableLayer:
-    """The layer ``node`` of the simplified graph, with its parameters as the graph ``raw``, batch norms in place, has them.
-
-    Raises
-    ------
-    ModelError
-        Several batch norms follow it.
-    """
+    """The layer ``node`` of the simplified graph, with its parameters as the graph ``raw``, batch norms in place, has them."""
     op = raw[node.name].op
     if not isinstance(op, float_ops.Conv2d | float_ops.Linear):  # a batch norm that stands alone: folded already
         assert isinstance(node.op, float_ops.Conv2d | float_ops.Linear)
@@ -60,11 +53,7 @@ def trainable_layer(raw: FloatGraph, node: FloatNode) -> TrainableLayer:
         for parameter in fixed.parameters():
             parameter.requires_grad_(False)
         return fixed
-    norms = [raw[name] for name in node.carries if isinstance(raw[name].op, float_ops.BatchNorm2d)]
-    if len(norms) > 1:
-        raise ModelError(
-            f"{node.name}: {len(norms)} batch norms follow one another, and fine-tuning knows one a layer. Leave out the others."
-        )
+    norms = [raw[name] for name in node.carries if isinstance(raw[name].op, float_ops.BatchNorm2d)]  # one at most
     if not norms:
         return TrainableLayer(op)
     assert isinstance(norms[0].op, float_ops.BatchNorm2d)

@@ -22,8 +22,8 @@ from labkit.frontends.float_run import run_node
 from labkit.graph import float_ops
 from labkit.graph.float_ops import Activation
 from labkit.graph.ir import FloatGraph, FloatNode
-from labkit.quantization.plan import BitPlan, tensor_names
-from labkit.quantization.qat.fake_quantize import Levels, fake_quantize, scale_gradient
+from labkit.quantization.plan import BitPlan, scale_owner, tensor_names
+from labkit.quantization.qat.fake_quantize import Levels, fake_quantize, round_through, scale_gradient
 from labkit.quantization.qat.layer import TrainableLayer, normalised, trainable_layer
 from labkit.quantization.qat.options import FineTuning
 from labkit.quantization.qat.weights import integer_weight, rounded_weight
@@ -60,11 +60,6 @@ class TrainableNet(nn.Module):
     ranges : (low, high) in real units by tensor: where activation grids begin
     grids : by layer, the grid that its weights begin with; used with learned scales
     options : which scales are learned, and how
-
-    Raises
-    ------
-    ModelError
-        A layer has several batch norms behind it.
     """
 
     def __init__(
@@ -113,30 +108,44 @@ class TrainableNet(nn.Module):
         """Logits float32 [N, classes] of the images ``x`` float32 [N, ...]."""
         found: dict[str, torch.Tensor] = {}
         for node in self.graph:
-            inputs = [found[name] for name in node.inputs]
-            if isinstance(node.op, float_ops.Input):
-                value = x
-            elif isinstance(node.op, float_ops.Conv2d | float_ops.Linear):
-                value = self._layer_output(node, inputs[0])
-            else:
-                value = run_node(replace(node, activation=Activation.NONE), inputs)
-            if node.name in self._rounded:
-                value = self._activation(node, value)
-            found[node.name] = value
+            inputs = [x] if isinstance(node.op, float_ops.Input) else [found[name] for name in node.inputs]
+            found[node.name] = self.node_output(node, inputs)
         return found[self.graph.outputs[0]]
+
+    def node_output(self, node: FloatNode, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """What one ``node`` of the graph makes of its ``inputs``, float32 [N, ...], rounded to its own grid: float32 [N, ...].
+
+        An input node is given the images.
+        """
+        if isinstance(node.op, float_ops.Input):
+            value = inputs[0]
+        elif isinstance(node.op, float_ops.Conv2d | float_ops.Linear):
+            value = self._layer_output(node, inputs[0])
+        else:
+            value = run_node(replace(node, activation=Activation.NONE), inputs)
+        return self._activation(node, value) if node.name in self._rounded else value
 
     def _layer_output(self, node: FloatNode, x: torch.Tensor) -> torch.Tensor:
         key = self._keys[node.name]
         layer = self.layer(node.name)
         weight, bias = layer.folded()
         scale = self.weight_scales[key] if self.has_learned_scale(node.name) else None
-        rounded = rounded_weight(weight, scale, self.plan.weight_spec(node.name), self.grids.get(node.name))
-        with torch.autocast(
-            x.device.type, torch.bfloat16, enabled=self.training and self.options.precision == "bfloat16"
-        ):
-            live = self.phase.live_norms and layer.epsilon is not None
+        rounded, step = rounded_weight(weight, scale, self.plan.weight_spec(node.name), self.grids.get(node.name))
+        live = self.phase.live_norms and layer.epsilon is not None
+        if bias is not None and self.phase.quantize_activations and not live:
+            unit = step * self._input_scale(node)
+            bias = round_through(bias / unit) * unit  # what an int32 at this scale can say (eq. 8)
+        reduced = self.training and self.options.precision == "bfloat16"
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
             value = apply_layer(layer.op, x, rounded, None if live else bias).float()
         return normalised(layer, value) if live else value
+
+    def _input_scale(self, node: FloatNode) -> torch.Tensor:
+        """The scale of what the layer ``node`` takes, without a gradient."""
+        owner = scale_owner(self.graph, node.inputs[0])
+        if owner not in self._ranged:  # a softmax: its largest integer stands for almost 1
+            return torch.tensor(1 / (self.plan.activation_spec(owner).qmax + 1))
+        return self.activation_grid(owner)[0].detach()
 
     def _activation(self, node: FloatNode, value: torch.Tensor) -> torch.Tensor:
         name, key = node.name, self._keys[node.name]

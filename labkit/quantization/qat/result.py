@@ -19,7 +19,7 @@ from labkit.net import IntegerNet
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
-from labkit.quantization.qat.network import TrainableNet
+from labkit.quantization.qat.network import Phase, TrainableNet
 from labkit.quantization.qat.options import FineTuning
 from labkit.quantization.qat.parts import submodule
 from labkit.quantization.rounded import RoundedLayer
@@ -86,11 +86,13 @@ def finished(net: TrainableNet, module: nn.Module, calibration: Calibration, his
 
     Parameters
     ----------
-    net : after training
+    net : after training; it is left in evaluation mode
     module : the one that it was made from; it is not changed
     calibration : of the network before training, whose statistics are kept
     history : of the training
     """
+    net.phase = Phase()  # everything rounded, batch norms folded, ranges fixed
+    net.eval()
     tuned = copy.deepcopy(module).eval()
     _write_back(net, tuned)
     shape = net.graph[net.graph.inputs[0]].op.shape  # type: ignore[union-attr]

@@ -28,8 +28,8 @@ def starting_grid(weight: NDArray[np.float32], spec: QuantSpec, wide_up_to: int)
 
 def rounded_weight(
     weight: torch.Tensor, scale: torch.Tensor | None, spec: QuantSpec, grid: RowGrid | None
-) -> torch.Tensor:
-    """``weight`` on its grid, with the straight-through gradient.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``weight`` on its grid, with the straight-through gradient, and the scale of each row or of all.
 
     Parameters
     ----------
@@ -41,23 +41,27 @@ def rounded_weight(
 
     Returns
     -------
-    float32 [O, ...]
+    float32 [O, ...], and float32 [O] or [1] without a gradient
     """
     rows = weight.reshape(len(weight), -1)
     if spec.is_binary:
-        magnitude = rows.abs().mean() if isinstance(spec.granularity, PerTensor) else rows.abs().mean(1, keepdim=True)
+        per_tensor = isinstance(spec.granularity, PerTensor)
+        magnitude = rows.abs().mean().reshape(1, 1) if per_tensor else rows.abs().mean(1, keepdim=True)
         exact = rows / magnitude.detach()
         signs = torch.where(exact >= 0, 1.0, -1.0)
-        return ((exact + (signs - exact).detach()) * magnitude).reshape(weight.shape)
+        rounded = (exact + (signs - exact).detach()) * magnitude
+        return rounded.reshape(weight.shape), magnitude.detach().reshape(-1)
     if scale is None:
         largest = rows.detach().abs().amax() if isinstance(spec.granularity, PerTensor) else rows.detach().abs().amax(1)
         step = (largest / spec.qmax).clamp_min(torch.finfo(torch.float32).tiny).reshape(-1, 1)
-        return (round_through(rows / step).clamp(-spec.qmax, spec.qmax) * step).reshape(weight.shape)
+        rounded = round_through(rows / step).clamp(-spec.qmax, spec.qmax) * step
+        return rounded.reshape(weight.shape), step.reshape(-1)
     assert grid is not None
     count = rows.numel() / scale.numel()  # weights that share a scale
     step = scale_gradient(scale, 1 / float(np.sqrt(count * max(1, spec.qmax)))).reshape(-1, 1)
     low, high = (torch.from_numpy(end.astype(np.float32)) for end in (grid.low, grid.high))
-    return (torch.clamp(round_through(rows / step), low, high) * step).reshape(weight.shape)
+    rounded = torch.clamp(round_through(rows / step), low, high) * step
+    return rounded.reshape(weight.shape), step.detach().reshape(-1)
 
 
 def integer_weight(weight: NDArray[np.float32], scale: NDArray[np.float32], grid: RowGrid) -> QTensor:
