@@ -133,8 +133,8 @@ class TrainableNet(nn.Module):
         rounded, step = rounded_weight(weight, scale, self.plan.weight_spec(node.name), self.grids.get(node.name))
         live = self.phase.live_norms and layer.epsilon is not None
         if bias is not None and self.phase.quantize_activations and not live:
-            unit = step * self._input_scale(node)
-            bias = round_through(bias / unit) * unit  # what an int32 at this scale can say (eq. 8)
+            unit = step.double() * self._input_scale(node).double()
+            bias = (round_through(bias.double() / unit) * unit).float()  # what an int32 at this scale can say (eq. 8)
         reduced = self.training and self.options.precision == "bfloat16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=reduced):
             value = apply_layer(layer.op, x, rounded, None if live else bias).float()

@@ -103,17 +103,13 @@ def finished(net: TrainableNet, module: nn.Module, calibration: Calibration, his
     )
     rounded = {}
     for node in graph:
-        op = node.op
-        if not isinstance(op, float_ops.Conv2d | float_ops.Linear) or not net.has_learned_scale(node.name):
+        if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear) or not net.has_learned_scale(node.name):
             continue
-        bias = op.bias if op.bias is not None else net.layer(node.name).bias  # one that the module has no place for
-        values = np.zeros(len(op.weight), np.float32) if bias is None else np.array(_numpy(bias))
-        rounded[node.name] = RoundedLayer(net.weight_tensor(node.name, op.weight), values)
+        weight, bias = (None if one is None else one.detach().numpy() for one in net.layer(node.name).folded())
+        assert weight is not None
+        values = np.zeros(len(weight), np.float32) if bias is None else bias.copy()
+        rounded[node.name] = RoundedLayer(net.weight_tensor(node.name, weight), values)
     return FineTuned(tuned, graph, settled, net.plan, rounded, net.options, history, net)
-
-
-def _numpy(values: Any) -> Any:
-    return values.detach().numpy() if isinstance(values, torch.Tensor) else values
 
 
 def _write_back(net: TrainableNet, module: nn.Module) -> None:
