@@ -21,14 +21,14 @@ def shift_and_mirror(
 
     Parameters
     ----------
-    images : [N, C, H, W], of any number type
+    images : uint8 or float32 [N, C, H, W]
     rng : decides
     mirror : whether to; a mirrored photograph is one still, a mirrored digit is none
     fill : what stands where nothing was, as a number of the images (black)
 
     Returns
     -------
-    [N, C, H, W], a new array of the same type
+    uint8 or float32 [N, C, H, W], as the images; a new array
     """
     n, channels, height, width = images.shape
     padded = np.pad(images, ((0, 0), (0, 0), (_PAD, _PAD), (_PAD, _PAD)), constant_values=fill)

@@ -33,12 +33,12 @@ class Levels:
 
 
 def round_through(x: torch.Tensor) -> torch.Tensor:
-    """``x`` rounded, ties to even, with the derivative 1."""
+    """``x``, float of any shape, rounded, ties to even, with the derivative 1; the shape and dtype of ``x``."""
     return _RoundThrough.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def scale_gradient(x: torch.Tensor, factor: float) -> torch.Tensor:
-    """``x`` itself, to the last bit, with its gradient multiplied by ``factor``."""
+    """``x`` itself, float of any shape, to the last bit, with its gradient multiplied by ``factor``."""
     return _ScaleGradient.apply(x, factor)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -35,7 +35,7 @@ class TrainableLayer(nn.Module):
         return None if self.epsilon is None else self.gain / torch.sqrt(self.variance + self.epsilon)
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight and bias with the batch norm folded in (eqs. 22 and 23)."""
+        """Weight float32 [O, ...] and bias float32 [O], if there is one, with the batch norm folded in (eqs. 22 and 23)."""
         factor = self.factor()
         if factor is None:
             return self.weight, self.bias

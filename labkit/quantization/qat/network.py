@@ -203,7 +203,9 @@ class TrainableNet(nn.Module):
         return bool(self.layer(name).weight.requires_grad)
 
     def set_folded(self, name: str, weight: torch.Tensor, bias: torch.Tensor) -> None:
-        """Let the layer ``name`` have this ``weight`` [O, ...] and ``bias`` [O] after folding; channels without gain stay.
+        """Let the layer ``name`` have this ``weight`` float32 [O, ...] and ``bias`` float32 [O] after folding.
+
+        Channels whose batch norm has no gain stay as they are.
 
         A layer that had neither bias nor batch norm gets a bias: to the engine it costs nothing.
         """

@@ -11,7 +11,7 @@ __all__ = ["learning_rate_at", "phase_at"]
 
 
 def learning_rate_at(options: FineTuning, step: int, steps: int) -> float:
-    """The learning rate of ``step``, counted from 0, of ``steps`` in all: a straight rise, then half a cosine down to 0."""
+    """The learning rate by ``options`` at ``step``, counted from 0, of ``steps``: a straight rise, then half a cosine to 0."""
     rise = options.warm_up * steps
     if step < rise:
         return options.learning_rate * (step + 1) / (rise + 1)

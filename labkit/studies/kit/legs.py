@@ -85,7 +85,7 @@ def run_leg(
     result = tune(name, module, x[:training], labels[:training], plan, options, tell, progress_file=state)
     test, truth = data.test(images)
     integer = result.to_net().run(test)
-    simulated = simulated_logits(result.trained, test)
+    simulated = _simulated_logits(result.trained, test)
     leg = Leg(
         tuple(epoch.loss for epoch in result.history),
         tuple(epoch.accuracy for epoch in result.history),
@@ -136,7 +136,7 @@ def tune(
     return result
 
 
-def simulated_logits(net: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _simulated_logits(net: nn.Module, x: NDArray[np.float32]) -> NDArray[np.float32]:
     """What ``net`` answers to ``x`` float32 [N, ...] in evaluation mode: float32 [N, classes]."""
     net.eval()
     with torch.inference_mode():
