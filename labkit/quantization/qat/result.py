@@ -17,7 +17,7 @@ from labkit.graph.ir import FloatGraph
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
 from labkit.quantization.calibration import Calibration
-from labkit.quantization.convert import convert
+from labkit.quantization.convert import convert, quantize_weight
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.qat.network import Phase, TrainableNet
 from labkit.quantization.qat.options import FineTuning
@@ -103,12 +103,16 @@ def finished(net: TrainableNet, module: nn.Module, calibration: Calibration, his
     )
     rounded = {}
     for node in graph:
-        if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear) or not net.has_learned_scale(node.name):
+        if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear):
             continue
-        weight, bias = (None if one is None else one.detach().numpy() for one in net.layer(node.name).folded())
+        layer, learned = net.layer(node.name), net.has_learned_scale(node.name)
+        if not learned and (layer.bias is None or node.op.bias is not None):
+            continue  # all follows from the module; else it has no place for the bias that was trained
+        weight, bias = (None if one is None else one.detach().numpy().copy() for one in layer.folded())
         assert weight is not None
-        values = np.zeros(len(weight), np.float32) if bias is None else bias.copy()
-        rounded[node.name] = RoundedLayer(net.weight_tensor(node.name, weight), values)
+        spec = net.plan.weight_spec(node.name)
+        integers = net.weight_tensor(node.name, weight) if learned else quantize_weight(node.name, weight, spec)
+        rounded[node.name] = RoundedLayer(integers, np.zeros(len(weight), np.float32) if bias is None else bias)
     return FineTuned(tuned, graph, settled, net.plan, rounded, net.options, history, net)
 
 

@@ -54,7 +54,8 @@ def agreement(found: FineTuned, x: NDArray[np.float32]) -> Agreement:
     elements = differing = largest = unexplained = 0
     for node in found.graph:
         inputs = [x] if not node.inputs else [_real(graph, name, trace[name]) for name in node.inputs]
-        ours = found.trained.node_output(node, [torch.from_numpy(one) for one in inputs]).numpy()
+        with torch.no_grad():
+            ours = found.trained.node_output(node, [torch.from_numpy(one) for one in inputs]).numpy()
         _, params = graph[node.name].output.quantized
         steps = np.rint(ours / np.float32(params.scale)).astype(np.int64) + int(params.zero_point)
         gap = np.abs(steps - trace[node.name].astype(np.int64))
@@ -65,7 +66,8 @@ def agreement(found: FineTuned, x: NDArray[np.float32]) -> Agreement:
         )
         if gap.any():
             unexplained += _unexplained(node, graph, trace, gap > 0)
-    simulated = found.trained(torch.from_numpy(x)).numpy().argmax(1)
+    with torch.no_grad():
+        simulated = found.trained(torch.from_numpy(x)).numpy().argmax(1)
     classes = float((simulated != net.run(x).argmax(1)).mean())
     return Agreement(elements, differing, largest, unexplained, classes)
 

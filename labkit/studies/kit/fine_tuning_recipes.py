@@ -7,7 +7,6 @@ from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
-import torch
 
 from labkit.data import load as load_data
 from labkit.models import load as load_model
@@ -99,8 +98,7 @@ def _agreement(lab: Lab, name: str, smoke: bool, tell: Tell) -> tuple[str, Agree
     module = load_model(net, lab.data.name)
     bench = lab if smoke else open_lab(net, Settings(lab.data.name, images=100), 0, lab.data)
     found = tune(f"agreement, {name}", module, x[:count], labels[:count], bench.plan(4, 4), options, tell, 128)
-    with torch.inference_mode():
-        return name, agreement(found, lab.x[: 20 if smoke else 200])
+    return name, agreement(found, lab.x[: 20 if smoke else 200])
 
 
 def _agreement_table(found: list[tuple[str, Agreement]]) -> Table:
