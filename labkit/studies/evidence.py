@@ -56,10 +56,10 @@ def contrast(one: _Right, other: _Right) -> Contrast:
     return Contrast(100 * float(difference.mean()), 100 * float(error))
 
 
-def redrawn(lab: Lab, settings: Settings, seed: int) -> Lab:
-    """``lab`` with calibration images drawn with ``seed`` as ``settings`` say, and histograms of all its tensors."""
+def redrawn(lab: Lab, settings: Settings, seed: int, histograms: bool = True) -> Lab:
+    """``lab`` with calibration images drawn with ``seed`` as ``settings`` say, and ``histograms`` of its tensors if wanted."""
     images = lab.data.calibration(settings.calibration, seed)
-    return replace(lab, images=images, calibration=calibrate(lab.graph, images, histograms=True), seed=seed)
+    return replace(lab, images=images, calibration=calibrate(lab.graph, images, histograms=histograms), seed=seed)
 
 
 def right_answers(

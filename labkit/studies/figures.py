@@ -6,10 +6,12 @@ import io
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from labkit.studies.study import Figure, Series
+from labkit.studies.study import Figure, Series, Surface
 
 __all__ = ["svg"]
 
@@ -45,11 +47,13 @@ def svg(figure: Figure) -> str:
 
 def _panels(figure: Figure) -> Canvas:
     """The panels of ``figure`` three to a row, with one legend below all of them."""
-    rows = -(-len(figure.panels) // _PANELS)
-    canvas = Canvas(figsize=(10.5, 0.9 + 2.7 * rows), layout="constrained")
+    maps = any(panel.surface is not None for panel in figure.panels)
+    across = min(len(figure.panels), 2 if maps else _PANELS)  # a map needs room for its scale
+    rows = -(-len(figure.panels) // across)
+    canvas = Canvas(figsize=(10.5, 0.9 + (4.0 if maps else 2.7) * rows), layout="constrained")
     labelled = {}
     for index, panel in enumerate(figure.panels):
-        axes = canvas.add_subplot(rows, _PANELS, index + 1)
+        axes = canvas.add_subplot(rows, across, index + 1)
         _fill(axes, panel)
         labelled.update({label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)})
     canvas.suptitle(figure.title)
@@ -75,6 +79,9 @@ def _pictures(figure: Figure) -> Canvas:
 
 def _fill(axes: Axes, figure: Figure) -> None:
     """Everything of ``figure`` but its legend, on ``axes``."""
+    if figure.surface is not None:
+        _map(axes, figure, figure.surface)
+        return
     for index, series in enumerate(figure.series):
         _draw(axes, figure, series, index)
     for index, (label, at) in enumerate(figure.marks.items()):
@@ -86,6 +93,10 @@ def _fill(axes: Axes, figure: Figure) -> None:
                 linewidth=1.2,
                 label=None if place else label,
             )
+    if figure.diagonal:
+        across = [float(x) for series in figure.series for x in series.x]
+        ends = (min(across), max(across))
+        axes.plot(ends, ends, color="#888888", linestyle="--", linewidth=1, zorder=0)
     axes.set_title(figure.title)
     axes.set_xlabel(figure.x_label)
     axes.set_ylabel(figure.y_label)
@@ -93,10 +104,37 @@ def _fill(axes: Axes, figure: Figure) -> None:
         axes.set_xscale("log")
     if figure.log_y:
         axes.set_yscale("log")
+    if figure.diagonal:
+        for axis in (axes.xaxis, axes.yaxis):
+            _plain_ticks(axis)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """On a logarithmic ``axis`` of little more than a decade, labels at 1, 2 and 5 instead of at every digit."""
+    low, high = axis.get_view_interval()
+    if axis.get_scale() != "log" or high > 30 * low:
+        return
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _map(axes: Axes, figure: Figure, surface: Surface) -> None:
+    """``surface`` as filled contours with a scale of colours beside it."""
+    places = (surface.x, surface.y, surface.z)
+    filled = axes.contourf(*places, levels=surface.levels, cmap="viridis", extend="max")
+    axes.contour(*places, levels=surface.levels, colors="#ffffff", linewidths=0.4)
+    bar = axes.figure.colorbar(filled, ax=axes, ticks=surface.levels[:: max(1, len(surface.levels) // 6)])
+    bar.set_label(surface.label)
+    axes.plot([0], [0], marker="+", color="#ffffff", markersize=9)
+    axes.set_title(figure.title)
+    axes.set_xlabel(figure.x_label)
+    axes.set_ylabel(figure.y_label)
+    axes.set_aspect("equal")
 
 
 def _draw(axes: Axes, figure: Figure, series: Series, index: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from labkit.errors import InputError
 from labkit.studies.adaround.listed import ADAROUND
 from labkit.studies.ee219.listed import EE219
+from labkit.studies.hawq.listed import HAWQ
 from labkit.studies.kit.listed import KIT
+from labkit.studies.mpqco.listed import MPQCO
 from labkit.studies.study import Study
 
 __all__ = ["STUDIES", "find"]
 
-STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *KIT)
+STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *HAWQ, *MPQCO, *KIT)
 
 
 def find(name: str) -> Study:

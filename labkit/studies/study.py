@@ -10,7 +10,18 @@ from typing import Any, Literal
 from labkit.errors import InputError
 from labkit.studies.picture import Picture
 
-__all__ = ["Figure", "Finding", "Series", "Settings", "Study", "StudyResult", "Table", "Tell", "mean_and_spread"]
+__all__ = [
+    "Figure",
+    "Finding",
+    "Series",
+    "Settings",
+    "Study",
+    "StudyResult",
+    "Surface",
+    "Table",
+    "Tell",
+    "mean_and_spread",
+]
 
 SCHEMA = "labkit.study/1"
 Cell = str | float | int | None
@@ -103,12 +114,46 @@ class Series:
 
 
 @dataclass(frozen=True)
+class Surface:
+    """A quantity over a plane: ``z`` has a row for each of ``y`` and in it a number for each of ``x``.
+
+    levels : where colours change, ascending, at least two; what lies above the last one has a colour of its own
+    label : of the colours, with the unit
+
+    Raises
+    ------
+    InputError
+        The numbers do not fit together.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    z: tuple[tuple[float, ...], ...]
+    levels: tuple[float, ...]
+    label: str
+
+    def __post_init__(self) -> None:
+        for name in ("x", "y", "levels"):
+            object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+        object.__setattr__(self, "z", tuple(tuple(float(value) for value in row) for row in self.z))
+        if len(self.z) != len(self.y) or any(len(row) != len(self.x) for row in self.z):
+            raise InputError(
+                f"A surface over {len(self.x)} by {len(self.y)} points takes as many numbers, got another shape."
+            )
+        if len(self.levels) < 2 or list(self.levels) != sorted(set(self.levels)):
+            raise InputError(f"A surface's levels must be two or more numbers that ascend, got {self.levels}.")
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure: ``line`` (points joined), ``scatter``, ``bar`` (x are words) or ``step`` (a histogram: x are left edges).
+
+    With a ``surface`` it is a map of that in place of all else but name, title and labels.
 
     name : the stem of its file
     marks : upright lines by label, at their x, or at several
     panels : smaller figures, three to a row, with one legend; of the figure itself only name and title are then used
+    diagonal : a dashed line where y = x
     pictures : images, ``across`` of them in a row, each under its label; again only name and title are used beside them
     """
 
@@ -124,6 +169,8 @@ class Figure:
     panels: tuple[Figure, ...] = ()
     pictures: tuple[Picture, ...] = ()
     across: int = 6
+    diagonal: bool = False
+    surface: Surface | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "series", tuple(self.series))
@@ -138,7 +185,8 @@ class Figure:
         series = tuple(Series(**one) for one in values["series"])
         panels = tuple(map(cls.from_json, values.get("panels", ())))
         pictures = tuple(Picture(**one) for one in values.get("pictures", ()))
-        return cls(**{**values, "series": series, "panels": panels, "pictures": pictures})
+        surface = Surface(**values["surface"]) if values.get("surface") else None
+        return cls(**{**values, "series": series, "panels": panels, "pictures": pictures, "surface": surface})
 
 
 @dataclass(frozen=True)

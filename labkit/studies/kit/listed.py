@@ -27,4 +27,35 @@ KIT: tuple[Study, ...] = (
         "labkit.studies.kit.rounding_time",
         4,
     ),
+    Study(
+        "mixed-precision",
+        "Bits layer by layer under a size budget, from the trained network to the integer one",
+        "labkit's own targets; the problem is MPQCO's (Chen et al. 2021) and HAWQ-V3's",
+        "ResNet-20 on CIFAR-10, post-training only, every layer quantized, activations 8 bits: 4 / 3 / 2.5 bits a weight on "
+        "average are to lose at most 0.15 / 0.4 / 0.8 points. A plan of 2.5 bits is to beat uniform 2 bits, and 3 bits in the "
+        "first layers with 2 in the rest at the same size.",
+        "labkit.studies.kit.mixed_precision",
+        13,
+    ),
+    Study(
+        "fine-tuning",
+        "Six epochs of quantization-aware training",
+        "labkit's own targets; distillation is the slides' (Gholami et al. 2021), straight-through fine-tuning the supplement's "
+        "(Chen et al. 2021)",
+        "ResNet-20 on CIFAR-10 with at most 10 epochs: 2.5 bits a weight on average within 0.4 points of float, W4A4 within "
+        "0.8, W2A4 stated; integers and simulation within 0.1 point. Slides: distillation brings ResNet50 at W4/8 from 75.39 to "
+        "76.73 %.",
+        "labkit.studies.kit.fine_tuning",
+        60,
+    ),
+    Study(
+        "fine-tuning-recipes",
+        "Ways of quantization-aware training side by side",
+        "labkit's own; the recipes are those of Jacob et al. (2018), Choi et al. (2018), Esser et al. (2020) and Chen et al. "
+        "(2021)",
+        "A short fine-tuning through the straight-through estimator makes up for few bits; learned scales, learned ends and "
+        "distillation each improve on moving averages and labels alone.",
+        "labkit.studies.kit.fine_tuning_recipes",
+        25,
+    ),
 )

@@ -1,0 +1,1 @@
+"""Studies of the slides on HAWQ and integer-only inference, one file each."""
