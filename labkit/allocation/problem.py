@@ -185,9 +185,9 @@ class Mckp:
             least = self.costs_of(self.cheapest(k))[k]
             if least > self.budgets[k]:
                 raise QuantizationError(
-                    f"The budget of {self.amount(k, self.budgets[k])} for {name} cannot be met: the least possible "
-                    f"is {self.amount(k, least)}. Give at least that{' ' + unit if unit else ''}, offer lower bits, "
-                    f"or fix and tie fewer layers."
+                    f"The budget of {self.amount(k, self.budgets[k])}{'' if unit == name else f' for {name}'} cannot be met: "
+                    f"the least possible is {self.amount(k, least)}. Give at least that, offer lower bits, or fix and tie "
+                    f"fewer layers."
                 )
 
     def amount(self, constraint: int, cost: float) -> str:

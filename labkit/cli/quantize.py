@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from labkit.cli import planning
 from labkit.cli.pictures import ImageSize, Mean, PictureOptions, Preset, Resize, Std
 
 __all__ = ["quantize"]
@@ -29,7 +30,9 @@ def quantize(
             "own weights, DEFAULT or IMAGENET1K_V1.",
         ),
     ] = None,
-    weight_bits: Annotated[int, typer.Option("-w", "--weight-bits", help="1..8.")] = 8,
+    weight_bits: Annotated[
+        int | None, typer.Option("-w", "--weight-bits", help="1..8, the same for all layers; not given: 8.")
+    ] = None,
     activation_bits: Annotated[int, typer.Option("-a", "--activation-bits", help="2..8.")] = 8,
     ranges: Annotated[
         str, typer.Option(help="Activation ranges: minmax, 3sigma, ema, percentile, mse, l2.4, kl, aciq or lapq.")
@@ -42,6 +45,24 @@ def quantize(
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="A bit plan in JSON: bits layer by layer.")] = None,
     write_plan: Annotated[Path | None, typer.Option(help="Write the bit plan that was used to this file.")] = None,
+    average_bits: planning.AverageBits = None,
+    max_bytes: planning.MaxBytes = None,
+    max_bit_operations: planning.MaxBitOperations = None,
+    max_microseconds: planning.MaxMicroseconds = None,
+    bits: planning.Bits = None,
+    sensitivity: planning.Sensitivity = None,
+    solver: planning.Solver = None,
+    first_and_last: planning.FirstAndLast = None,
+    tie_residual: planning.TieResidual = False,
+    write_sensitivity: planning.WriteSensitivity = None,
+    plan_figure: planning.PlanFigure = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the network with PyTorch, bit for bit, and print the certificate. Not given: where a budget is.",
+        ),
+    ] = None,
     per_channel: Annotated[bool, typer.Option(help="One weight scale for each output channel, or each layer.")] = True,
     activation_scheme: Annotated[str, typer.Option(help="affine or symmetric.")] = "affine",
     weight_ranges: Annotated[
@@ -69,15 +90,21 @@ def quantize(
         Path | None, typer.Option(help="Draw the bits of the accumulators to this .svg or .png file.")
     ] = None,
 ) -> None:
-    """Quantize MODEL after training and write an integer network."""
+    """Quantize MODEL after training and write an integer network.
+
+    With a budget (--average-bits, --max-bytes, ...) the bits of each layer are chosen too: labkit measures how sensitive each
+    layer is, finds the best plan within the budget, and proves the network that it writes.
+    """
     from contextlib import ExitStack
     from functools import partial
 
     from rich.console import Console
 
     from labkit import data as data_sets
+    from labkit.allocation.request import PlanOptions
     from labkit.cli.analyse import Wanted, show
     from labkit.cli.pictures import preset_of_model
+    from labkit.cli.planning import PlanWishes, certify, make_plan, proof_images, show_plan
     from labkit.cli.progress import progress_bars
     from labkit.cli.sources import find_images, find_module, watched
     from labkit.data.preprocessing import PRESETS
@@ -85,12 +112,19 @@ def quantize(
     from labkit.files import folder_of
     from labkit.graph.costs import costs
     from labkit.models.brought import remark_on
+    from labkit.quantization.pipeline import chosen_methods
     from labkit.quantization.pipeline import quantize as quantize_module
     from labkit.quantization.plan import BitPlan
 
-    bits = None if plan is None else BitPlan.load(plan)
+    wishes = PlanWishes(
+        average_bits, max_bytes, max_bit_operations, max_microseconds, bits, sensitivity, solver, first_and_last,
+        tie_residual, write_sensitivity, plan_figure,
+    )  # fmt: skip
+    wishes.check(plan, weight_bits)
+    used = chosen_methods(method, ranges, rounding)[1]  # refused now where there is none of that name
+    layers = None if plan is None else BitPlan.load(plan)
     given = (weight_bits, activation_bits, per_channel, activation_scheme, weight_ranges)
-    if bits is not None and given != (8, 8, True, "affine", "minmax"):
+    if layers is not None and given != (None, 8, True, "affine", "minmax"):
         raise InputError(
             "A plan says all about bits and grids: give either --plan, or -w, -a, --no-per-channel, --activation-scheme and "
             "--weight-ranges."
@@ -112,7 +146,7 @@ def quantize(
     if weights_file is None and ":" not in model:  # so that `labkit verify` finds the float net by itself
         notes |= {"model": model, "trained_on": trained_on}
     with ExitStack() as folders:
-        plan_files = () if write_plan is None else (write_plan,)
+        plan_files = (*(() if write_plan is None else (write_plan,)), *wishes.files)
         for path in (output, *plan_files, *wanted.files_beside(output)):  # found out before the work, not after it
             folders.enter_context(folder_of(path))
         calibration = find_images(data, data_dir, images, chosen, "train")
@@ -122,30 +156,51 @@ def quantize(
             say(remark)
         if is_folder:
             say(f"{len(calibration):,} pictures of {data}: {chosen}.")
+        grids: dict[str, Any] = {"per_channel": per_channel, "activation_scheme": activation_scheme}
+        planned = None
         with progress_bars(console) as tell:
+            if wishes.wanted:
+                rounds = "nearest" if used == "nearest" else "best"
+                fixed = PlanOptions(
+                    rounding=rounds, activations=activation_bits, weight_ranges=weight_ranges, seed=seed, **grids
+                )
+                planned = make_plan(module, calibration, wishes, fixed, tell)
+                layers, notes["planned"] = planned.plan, planned.notes
+            uniform = {
+                "weights": 8 if weight_bits is None else weight_bits,
+                "activations": activation_bits,
+                "weight_ranges": weight_ranges,
+                **grids,
+            }
             net = quantize_module(
                 module,
                 watched(calibration, tell, "Calibrate"),
-                weights=weight_bits,
-                activations=activation_bits,
                 ranges=ranges,
                 rounding=rounding,
                 method=method,
                 seed=seed,
                 progress=tell,
-                plan=bits,
-                per_channel=per_channel,
-                activation_scheme=activation_scheme,
-                weight_ranges=weight_ranges,
+                **(uniform if layers is None else {"plan": layers}),
             ).with_notes(**notes)
             net.save(output)
             if write_plan is not None:
                 BitPlan.from_json(net.graph.notes["plan"]).save(write_plan)
+        if planned is not None:
+            show_plan(console, planned, wishes, model)
         found = costs(net.graph)
-        say(str(net))
+        if planned is None:
+            say(str(net))
         say(
             f"{output}: {found.size_bytes:,} bytes of weights and biases, {found.total_macs:,} MACs and "
             f"{found.total_bops:,} bit operations an image."
         )
         if seen is not None:
             show(console, net, wanted, seen)
+        if planned is not None and max_microseconds is not None:
+            from labkit.allocation.planning import check_latency
+
+            say(str(check_latency(planned, calibration)))
+        if verify or (verify is None and planned is not None):
+            x = proof_images(net, data, data_dir, chosen, calibration)
+            if not certify(console, net, module, x, output.name):
+                raise typer.Exit(1)

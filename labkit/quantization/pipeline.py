@@ -29,7 +29,7 @@ from labkit.quantization.weight_rounding.options import RoundingOptions
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["METHODS", "ROUNDINGS", "quantize"]
+__all__ = ["METHODS", "ROUNDINGS", "chosen_methods", "quantize"]
 
 ROUNDINGS = METHODS_OF_ROUNDING
 METHODS: dict[str, dict[str, Any]] = {
@@ -104,7 +104,7 @@ def quantize(
     InputError
         The images do not fit the module.
     """
-    ranges, rounding, rounding_options = _filled(method, ranges, rounding, rounding_options)
+    ranges, rounding, rounding_options = chosen_methods(method, ranges, rounding, rounding_options)
     if plan is not None and not isinstance(plan, BitPlan):
         raise QuantizationError(f"plan must be a BitPlan (BitPlan.load reads one), got {type(plan).__name__}.")
     given = (weights, activations, per_channel, activation_scheme, weight_ranges)
@@ -149,10 +149,24 @@ def quantize(
     return IntegerNet(convert(graph, result.calibration, plan, notes, result.layers))
 
 
-def _filled(
-    method: str | None, ranges: str, rounding: str, options: RoundingOptions | None
+def chosen_methods(
+    method: str | None = None,
+    ranges: str = "minmax",
+    rounding: str = "nearest",
+    options: RoundingOptions | None = None,
 ) -> tuple[str, str, RoundingOptions]:
-    """Ranges, rounding and its options, with what the preset ``method`` says in place of what was left out."""
+    """Ranges, rounding and its options, with what a preset says in place of what was left out.
+
+    Parameters
+    ----------
+    method, ranges, rounding : names, as in `quantize`
+    options : of the rounding
+
+    Raises
+    ------
+    QuantizationError
+        There is no such name, or two of them contradict each other.
+    """
     if method is not None:
         if method not in METHODS:
             raise QuantizationError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")

@@ -19,6 +19,7 @@ from labkit.studies.study import Figure, Finding, Series, Settings, StudyResult,
 __all__ = ["run"]
 
 EPOCHS = 3
+IMAGES = 12_800
 _RECIPES: dict[str, Callable[[], FineTuning]] = {
     "labkit": lambda: recipe("labkit"),
     "labkit, labels only": lambda: replace(recipe("labkit"), distillation=0.0),
@@ -65,7 +66,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
                         options,
                         tell,
                         settings.images,
-                        100 if settings.smoke else None,
+                        100 if settings.smoke else IMAGES,
                         keep=not settings.smoke,
                     )
                 )
@@ -80,7 +81,8 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
 
 
 _NOTES = (
-    f"{EPOCHS} epochs each, whatever the source takes (the supplement 30): what is compared is how far a short training gets. "
+    f"{EPOCHS} passes over {IMAGES:,} training images each, whatever the source takes (the supplement 30 over all): what is "
+    "compared is how far a short training gets. "
     "LeNet has no batch norm, so that freezing and folding it plays no part here.",
     "A seed draws the calibration images, the order of training and the augmentation. SGD recipes take the learning rates of "
     "their sources, or 0.01; none was tuned on these images.",
@@ -134,10 +136,10 @@ def _table(labs: list[Lab], names: list[str], legs: dict[tuple[str, tuple[int, i
         seconds = fmean(leg.seconds / len(leg.loss) for leg in every)
         rows.append((name, _SAYS[name], *drops, f"{gap:.2f}", f"{seconds:.0f}"))
     return Table(
-        f"lenet, float {labs[0].accuracy:.2f} %: points of test accuracy lost after {EPOCHS} epochs, in integers",
+        f"lenet, float {labs[0].accuracy:.2f} %: points of test accuracy lost after {EPOCHS} short epochs, in integers",
         (
             *("recipe", "what it is", *(f"W{w}A{a}" for w, a in _BITS)),
-            *("largest gap to the simulation (points)", "seconds an epoch"),
+            *("largest gap to the simulation (points)", f"seconds for {IMAGES:,} images"),
         ),
         tuple(rows),
     )
@@ -191,7 +193,7 @@ def _figure(lab: Lab, names: list[str], legs: dict[tuple[str, tuple[int, int]], 
         series.append(Series(f"W{bits[0]}A{bits[1]}", labels, tuple(fmean(one) for one in drops), error))
     return Figure(
         "recipes",
-        f"lenet: points of test accuracy lost after {EPOCHS} epochs, by recipe",
+        f"lenet: points of test accuracy lost after {EPOCHS} short epochs, by recipe",
         "bar",
         "recipe",
         "points below the float network",

@@ -8,7 +8,7 @@ import pytest
 from labkit.allocation.budgets import average_bits
 from labkit.allocation.cost_table import CostTable
 from labkit.sensitivity.table import SensitivityTable
-from labkit.studies.kit.mixed_precision import inverse_table, random_plan, split_plan
+from labkit.studies.kit.mixed_precision import divergence, inverse_table, random_plan, split_plan
 
 WEIGHTS = np.array([100, 400, 50, 800, 10])
 LAYERS = tuple("abcde")
@@ -50,3 +50,9 @@ def test_inverse_gives_the_most_sensitive_layer_the_least_sensitivity() -> None:
     expected = each[[4, 3, 2, 1, 0]]
     np.testing.assert_allclose(got.values, expected * WEIGHTS[:, None], rtol=1e-12)
     np.testing.assert_allclose(inverse_table(got, SIZE).values, table.values, rtol=1e-12)
+
+
+def test_divergence_of_two_coins_by_hand() -> None:
+    sure, even = np.log(np.array([[0.9, 0.1]], np.float32)), np.zeros((1, 2), np.float32)
+    assert divergence(sure, even) == pytest.approx(0.9 * np.log(1.8) + 0.1 * np.log(0.2), rel=1e-6)
+    assert divergence(sure, sure + 3) == pytest.approx(0, abs=1e-7)  # a constant added to logits changes no probability
