@@ -21,7 +21,6 @@ __all__ = ["LARGEST_MATRIX", "HessianOperator", "check_small", "chosen_layers", 
 Vectors = NDArray[np.float64]
 
 LARGEST_MATRIX = 500  # weights
-_AT_ONCE = 16  # vectors to a backward pass
 _KEPT = 2**28  # bytes: larger gradient graphs are made again for every product
 
 _Piece = tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]  # gradients with their graph, and the weights
@@ -71,24 +70,24 @@ class HessianOperator:
         total = np.zeros(vectors.shape)
         dtype = self.objective.images.dtype
         for slopes, weights in self._graphs():
-            for start in range(0, len(vectors), _AT_ONCE):
-                rows = torch.from_numpy(vectors[start : start + _AT_ONCE]).to(dtype)
+            curved = [(at, slope) for at, slope in enumerate(slopes) if slope.requires_grad]
+            if not curved:  # the loss is linear in the weights
+                continue
+            for row, vector in enumerate(
+                torch.from_numpy(vectors).to(dtype)
+            ):  # batched, a pass takes longer on a processor
                 parts = [
-                    rows[:, where].reshape(-1, *weight.shape)
+                    vector[where].reshape(weight.shape)
                     for where, weight in zip(self.slices.values(), weights, strict=True)
                 ]
-                curved = [(slope, part) for slope, part in zip(slopes, parts, strict=True) if slope.requires_grad]
-                if not curved:  # the loss is linear in the weights
-                    continue
                 found = torch.autograd.grad(
-                    [slope for slope, _ in curved],
+                    [slope for _, slope in curved],
                     weights,
-                    [part for _, part in curved],
+                    [parts[at] for at, _ in curved],
                     retain_graph=True,
-                    is_grads_batched=True,
                     materialize_grads=True,
                 )
-                total[start : start + _AT_ONCE] += torch.cat([part.flatten(1) for part in found], 1).double().numpy()
+                total[row] += torch.cat([part.reshape(-1) for part in found]).double().numpy()
         return total / len(self.objective.images)
 
     def __call__(self, vector: Vectors) -> Vectors:

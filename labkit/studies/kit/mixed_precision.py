@@ -108,9 +108,9 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
 _NOTES = (
     "A seed draws the calibration images, the samples of the rounding and the random plan; the float network is one. "
     "Differences between two plans are taken seed by seed; a difference of accuracy counts where it exceeds twice its standard "
-    "error (after ±, over the seeds). All seeds share the test images, whose choice alone moves a difference between two such networks "
-    "by about 0.15 points. The divergence from the float network's answers is less noisy: where it alone is better, a plan "
-    "agrees in part.",
+    "error (after ±, over the seeds). All seeds share the test images, whose choice alone moves a difference between two such "
+    "networks by about 0.15 points. The divergence from the float network's answers is less noisy: where it alone is better, "
+    "a plan agrees in part.",
     "Chosen: the exact solution for the command's default sensitivity table, whose candidate weights are rounded as the "
     "network's will be. Random: from 2 bits everywhere, layers drawn at random get the next width until nothing fits. Most bits "
     "to the least sensitive: the exact solution after the layers have traded their sensitivities, the most sensitive one's for "

@@ -72,9 +72,7 @@ def test_what_is_no_problem_is_refused(changes: dict[str, Any], words: str) -> N
 
 
 def test_a_budget_that_cannot_be_met_is_refused_with_the_least_cost() -> None:
-    words = (
-        r"The budget of 103\.5 bytes for size cannot be met: the least possible is 104 bytes\. Give at least that, offer"
-    )
+    words = r"The budget of 103\.5 bytes for size cannot be met: the least possible is 104 bytes\. Give at least that, offer"
     with pytest.raises(QuantizationError, match=words):
         solve_exact(made(budgets=(3.5,), names=("size",), units=("bytes",), offsets=(100.0,)))
     assert solve_exact(made(budgets=(4.0,))).bits == (4, 4, 4)
