@@ -51,7 +51,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Row:
+class _Row:
     """What ten draws of so many images give.
 
     spreads : relative, of the whole network's perturbation, and of the median and the worst layer's.
@@ -73,7 +73,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
     data = load_data(settings.data, data_dir=settings.data_dir)
     counts = (8, 16, 32) if settings.smoke else _COUNTS
     pools: list[Pool] = []
-    rows: list[list[Row]] = []
+    rows: list[list[_Row]] = []
     for net in nets(settings)[:_NETS]:
         bench = open_bench(net, data, sum(counts))
         for method in METHODS:
@@ -151,7 +151,7 @@ def _part(objective: Objective, start: int, count: int) -> Objective:
     )
 
 
-def _rows(pool: Pool, cost: CostTable, counts: tuple[int, ...]) -> list[Row]:
+def _rows(pool: Pool, cost: CostTable, counts: tuple[int, ...]) -> list[_Row]:
     best = _bits(pool.terms.mean(0), cost)
     truth = pool.terms.mean(0)
     layers = np.arange(truth.shape[0])
@@ -164,7 +164,7 @@ def _rows(pool: Pool, cost: CostTable, counts: tuple[int, ...]) -> list[Row]:
         chosen = np.stack([_bits(table, cost) for table in tables])
         extra = truth[layers, chosen - 1].sum(1) / least - 1
         rows.append(
-            Row(
+            _Row(
                 count,
                 (float(total), float(np.median(spread)), float(spread.max())),
                 float((chosen == best).mean()),
@@ -180,7 +180,7 @@ def _bits(values: Numbers, cost: CostTable) -> NDArray[np.int64]:
     return np.array(solve_exact(make_problem(table, cost, average_bits(_AVERAGE))).bits)
 
 
-def _convergence(pools: list[Pool], rows: list[list[Row]]) -> Table:
+def _convergence(pools: list[Pool], rows: list[list[_Row]]) -> Table:
     cells: list[tuple[str | int, ...]] = []
     for at, count in enumerate(row.count for row in rows[0]):
         spreads = ("" if at >= len(f) else " / ".join(f"{100 * s:.1f}" for s in f[at].spreads) for f in rows)
@@ -192,7 +192,7 @@ def _convergence(pools: list[Pool], rows: list[list[Row]]) -> Table:
     )
 
 
-def _allocations(pools: list[Pool], rows: list[list[Row]]) -> Table:
+def _allocations(pools: list[Pool], rows: list[list[_Row]]) -> Table:
     cells: list[tuple[str | int, ...]] = []
     for at, count in enumerate(row.count for row in rows[0]):
         texts = (
@@ -233,7 +233,7 @@ def _times(pools: list[Pool]) -> Table:
     return Table("Processor time", columns, tuple(rows))
 
 
-def _converged(pools: list[Pool], rows: list[list[Row]]) -> list[Finding]:
+def _converged(pools: list[Pool], rows: list[list[_Row]]) -> list[Finding]:
     found = []
     for method in METHODS:
         some = [(pool, row[_few(row)]) for pool, row in zip(pools, rows, strict=True) if pool.method == method]
@@ -254,12 +254,12 @@ def _converged(pools: list[Pool], rows: list[list[Row]]) -> list[Finding]:
     return found
 
 
-def _few(rows: list[Row]) -> int:
+def _few(rows: list[_Row]) -> int:
     """The place of 512 images, or of the most below."""
     return max(at for at, row in enumerate(rows) if row.count <= 512)
 
 
-def _stable(pools: list[Pool], rows: list[list[Row]]) -> list[Finding]:
+def _stable(pools: list[Pool], rows: list[list[_Row]]) -> list[Finding]:
     found = []
     for method in METHODS:
         some = [(pool, row[_few(row)]) for pool, row in zip(pools, rows, strict=True) if pool.method == method]
@@ -289,7 +289,7 @@ def _linear(pools: list[Pool]) -> Finding:
     )
 
 
-def _spreads(pools: list[Pool], rows: list[list[Row]]) -> Figure:
+def _spreads(pools: list[Pool], rows: list[list[_Row]]) -> Figure:
     series = tuple(
         Series(
             f"{pool.net}, {pool.method}",
