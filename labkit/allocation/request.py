@@ -12,6 +12,7 @@ from labkit.allocation.allocate import METHODS as SOLVERS
 from labkit.allocation.budgets import average_bits
 from labkit.allocation.cost_table import CostTable
 from labkit.errors import QuantizationError
+from labkit.quantization.plan import ACTIVATION_SCHEMES, WEIGHT_RANGES
 
 __all__ = ["BITS", "ROUNDINGS", "SENSITIVITIES", "SOLVERS", "Budgets", "PlanOptions"]
 
@@ -116,6 +117,14 @@ class PlanOptions:
             if got not in allowed:
                 names = ", ".join(name for name in allowed if name is not None)
                 raise QuantizationError(f"The {what} must be one of {names}, got {got!r}.")
+        if self.activations not in range(2, 9) or isinstance(self.activations, bool):
+            raise QuantizationError(f"Activations must have 2..8 bits, got {self.activations!r}.")
+        for what, got, known in (
+            ("activation_scheme", self.activation_scheme, ACTIVATION_SCHEMES),
+            ("weight_ranges", self.weight_ranges, WEIGHT_RANGES),
+        ):
+            if got not in known:
+                raise QuantizationError(f"{what} must be one of {', '.join(known)}, got {got!r}.")
         if self.images is not None and self.images < 1:
             raise QuantizationError(f"The table needs at least one image, got {self.images}.")
         wanted = [*self.bits, *(() if self.first_and_last is None else (self.first_and_last,))]

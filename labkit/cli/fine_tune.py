@@ -15,7 +15,7 @@ _VERIFIED = 100  # test images that the certificate looks at
 def fine_tune(
     model: Annotated[str, typer.Argument(help="A shipped net (lenet, ...), or module:callable of your own.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .lab file to write.")],
-    data: Annotated[str, typer.Option(help="Labelled training images: cifar10 or mnist5k.")] = "cifar10",
+    data: Annotated[str, typer.Option(help="Labelled training images: cifar10, mnist5k, or auto.")] = "cifar10",
     weights_file: Annotated[
         Path | None, typer.Option("--weights", help="A .safetensors or .pth file to fill the model with.")
     ] = None,
@@ -23,8 +23,10 @@ def fine_tune(
         Path | None,
         typer.Option(help="Where the fine-tuned float weights go; by default beside the .lab file, as .safetensors."),
     ] = None,
-    weight_bits: Annotated[int, typer.Option("-w", "--weight-bits", help="1..8.")] = 4,
-    activation_bits: Annotated[int, typer.Option("-a", "--activation-bits", help="2..8.")] = 4,
+    weight_bits: Annotated[int | None, typer.Option("-w", "--weight-bits", help="1..8; 4 if it is not given.")] = None,
+    activation_bits: Annotated[
+        int | None, typer.Option("-a", "--activation-bits", help="2..8; 4 if it is not given.")
+    ] = None,
     plan: Annotated[
         Path | None, typer.Option(help="A bit plan in JSON, as `labkit quantize --write-plan` writes it.")
     ] = None,
@@ -78,8 +80,9 @@ def fine_tune(
             f"Fine-tuning needs labelled training images: --data {' or '.join(data_sets.names())}, got {data!r}. For images "
             f"of your own call labkit.quantization.qat.train.fine_tune with arrays."
         )
-    if plan is not None and (weight_bits, activation_bits) != (4, 4):
+    if plan is not None and (weight_bits, activation_bits) != (None, None):
         raise InputError("A plan says all about bits: give either --plan, or -w and -a.")
+    trained_on = data_sets.resolve(data, data_dir)
     given = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -94,20 +97,27 @@ def fine_tune(
         "threads": threads,
     }
     changed = {name: value for name, value in given.items() if value is not None}
-    options = replace(named_recipe(recipe), seed=seed, mirror=data != "mnist5k", **changed)  # type: ignore[arg-type]
+    options = replace(named_recipe(recipe), seed=seed, mirror=trained_on == "cifar10", **changed)  # type: ignore[arg-type]
     weights_out = save_weights or output.with_suffix(".safetensors")
+    for path in (output, weights_file):
+        if path is not None and weights_out.resolve() == path.resolve():
+            raise InputError(
+                f"The new weights would replace {path}. Say where they go instead: --save-weights FILE.safetensors."
+            )
     progress_file = output.with_suffix(".progress.safetensors")
     console = Console()
     with folder_of(output), folder_of(weights_out):  # found out before the work
         if not resume:
             progress_file.unlink(missing_ok=True)
-        loaded = data_sets.load(data, data_dir=data_dir)
-        module = find_module(model, weights_file, data)
+        loaded = data_sets.load(trained_on, data_dir=data_dir)
+        module = find_module(model, weights_file, trained_on)
         x, labels = loaded.train()
         graph = simplify(from_torch(module, x.shape[1:]))
-        bits = BitPlan.load(plan) if plan is not None else BitPlan.uniform(graph, weight_bits, activation_bits)
+        bits = (
+            BitPlan.load(plan) if plan is not None else BitPlan.uniform(graph, weight_bits or 4, activation_bits or 4)
+        )
         if images is not None and images > len(x):
-            raise InputError(f"{data} has {len(x):,} training images, got --images {images}.")
+            raise InputError(f"{loaded.name} has {len(x):,} training images, got --images {images}.")
         with progress_bars(console) as tell:
             result = train(
                 module,
@@ -124,7 +134,7 @@ def fine_tune(
                 ),
             )
             assert result is not None
-            net = result.to_net(data=data, recipe=recipe)
+            net = result.to_net(data=loaded.name, recipe=recipe)
             net.save(output)
             write_atomically(
                 weights_out, save({name: one.contiguous() for name, one in result.module.state_dict().items()})

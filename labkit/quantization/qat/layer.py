@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from labkit.errors import InputError
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph, FloatNode
 
@@ -72,6 +73,11 @@ def normalised(layer: TrainableLayer, value: torch.Tensor) -> torch.Tensor:
     -------
     float32 [N, O, ...], gain and shift applied
 
+    Raises
+    ------
+    InputError
+        There is one number a channel only.
+
     Notes
     -----
     The weights hold the factor f = gain / sqrt(variance + epsilon) of the statistics so far. The mean and variance of
@@ -82,17 +88,24 @@ def normalised(layer: TrainableLayer, value: torch.Tensor) -> torch.Tensor:
     epsilon, factor = layer.epsilon, layer.factor()
     assert epsilon is not None and factor is not None
     factor = factor.detach()
+    count = value.numel() / value.shape[1]
+    if count < 2:
+        raise InputError(
+            "A batch norm that is not frozen needs two numbers a channel, and the batch has one image. Give batch_size of at "
+            "least 2, or freeze batch norms from the start with freeze_at=0."
+        )
     mean, variance = value.mean(axes), value.var(axes, unbiased=False)
     with torch.no_grad():
         usable = factor.abs() > 1e-6
         safe = torch.where(usable, factor, torch.ones_like(factor))
-        count = value.numel() / value.shape[1]
         before = 0.0 if layer.bias is None else layer.bias
         seen_mean = torch.where(usable, mean / safe + before, layer.mean)
-        seen_variance = torch.where(usable, variance / safe.square() * count / max(count - 1, 1), layer.variance)
+        seen_variance = torch.where(usable, variance / safe.square() * count / (count - 1), layer.variance)
         layer.mean.lerp_(seen_mean, 0.1)
         layer.variance.lerp_(seen_variance, 0.1)
-    scale = torch.sqrt(variance + epsilon * factor.square()).reshape(shape)
-    sign = torch.sign(factor).reshape(shape)
-    centred = (value - mean.reshape(shape)) / scale
+    spread = torch.where(usable, variance + epsilon * factor.square(), torch.ones_like(variance))
+    sign = torch.where(usable, torch.sign(factor), torch.zeros_like(factor)).reshape(
+        shape
+    )  # without gain: the shift alone
+    centred = (value - mean.reshape(shape)) / torch.sqrt(spread).reshape(shape)
     return centred * sign * layer.gain.reshape(shape) + layer.shift.reshape(shape)

@@ -101,8 +101,7 @@ class TrainableNet(nn.Module):
         """Whether the scale of the activation ``name`` is a parameter."""
         if self.options.activation_scales == "learned":
             return True
-        rectified = self.graph[name].activation is not Activation.NONE
-        return self.options.activation_scales == "pact" and rectified
+        return self.options.activation_scales == "pact" and _kind(self.graph[name]) is not Activation.NONE
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits float32 [N, classes] of the images ``x`` float32 [N, ...]."""
@@ -151,12 +150,14 @@ class TrainableNet(nn.Module):
         name, key = node.name, self._keys[node.name]
         if name not in self._ranged:  # a softmax, whose grid is known
             return value
-        activation = node.op.kind if isinstance(node.op, float_ops.Relu) else node.activation
+        activation = _kind(node)
         if self.phase.move_ranges and not self.learns(name):
             self._observe(key, _activated(value.detach(), activation))
         if not self.phase.quantize_activations:
             return _activated(value, activation)
         scale, levels = self.activation_grid(name)
+        if activation is Activation.RELU6:
+            value = value.clamp(max=6.0)  # the cap does not move with the scale, so what it cuts off must not either
         if scale.requires_grad:
             most = self.plan.activation_spec(name).qmax
             pact = self.options.activation_scales == "pact"  # its parameter is the end itself, most * scale
@@ -170,7 +171,7 @@ class TrainableNet(nn.Module):
         params = params_from_range(low, high, spec)
         zero = int(params.zero_point)
         scale = self.activation_scales[key] if self.learns(name) else torch.from_numpy(params.scale.copy())
-        activation = node.op.kind if isinstance(node.op, float_ops.Relu) else node.activation
+        activation = _kind(node)
         least = spec.qmin if activation is Activation.NONE else max(zero, spec.qmin)
         most = int(to_integer(6.0, params, spec)) if activation is Activation.RELU6 else spec.qmax
         return scale, Levels(least - zero, most - zero, self.options.activation_scales == "learned")
@@ -230,6 +231,11 @@ class TrainableNet(nn.Module):
         scale = self.weight_scales[self._keys[name]].detach().numpy()
         return integer_weight(weight, scale, self.grids[name])
 
+    def is_finite(self) -> bool:
+        """Whether every learned scale is a number still."""
+        scales = (*self.weight_scales.values(), *self.activation_scales.values())
+        return all(bool(torch.isfinite(scale).all()) for scale in scales)
+
     def keep_in_bounds(self) -> None:
         """Put learned scales that a step has made too small or negative back to the smallest that is allowed."""
         with torch.no_grad():
@@ -239,8 +245,15 @@ class TrainableNet(nn.Module):
     def _observe(self, key: str, value: torch.Tensor) -> None:
         ends = getattr(self, f"ends_{key}")
         seen = torch.stack(torch.aminmax(value)).double()
+        if not bool(torch.isfinite(seen).all()):
+            return  # the loss of this step is no number either, and says so
         kept = self.options.ema_momentum
         ends.mul_(kept).add_(seen, alpha=1 - kept)
+
+
+def _kind(node: FloatNode) -> Activation:
+    """The ReLU that ``node`` is, or that is part of it."""
+    return node.op.kind if isinstance(node.op, float_ops.Relu) else node.activation
 
 
 def _activated(value: torch.Tensor, activation: Activation) -> torch.Tensor:

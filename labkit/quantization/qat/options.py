@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from labkit.errors import QuantizationError
 
 __all__ = [
@@ -44,7 +46,7 @@ class FineTuning:
     ema_momentum : share of the old average that a step keeps.
     ema_delay : share of all steps in which activations are observed and not yet quantized, so that ranges settle first
         (Jacob et al. 2018, algorithm 1); for "ema" only.
-    pact_decay : L2 penalty on PACT's ends.
+    pact_decay : L2 penalty on PACT's ends; with Adam it is decoupled (Loshchilov and Hutter 2019).
     freeze_at : share of all steps after which batch norms have fixed statistics and are folded; before it they normalise
         each batch by its own. 0 folds them from the start. "ema" ranges are fixed at the same time, if it is not 0.
     distillation : share of the loss that compares with the float network's answers; the rest compares with labels.
@@ -52,7 +54,7 @@ class FineTuning:
     start : "nearest", the float weights; "best", weights moved into the cells that ``method="best"`` chooses, with its scales.
     wide_up_to : with learned scales, weights of so many bits and fewer use all 2**b levels, mirrored where that fits a row
         better (`weight_rounding.grids`).
-    augment, mirror : shift training images by up to 4 pixels; mirror one in two.
+    augment, mirror : shift training images by up to 4 pixels along sides of 16 pixels and more; mirror one in two.
     precision : of products: "float32", or "bfloat16", faster on processors that have it. All that is rounded to
         grids is float32 in any case.
     threads : of torch; another number gives slightly other weights.
@@ -89,6 +91,10 @@ class FineTuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for what in ("epochs", "batch_size", "threads", "seed", "wide_up_to"):
+            if not isinstance(getattr(self, what), int | np.integer) or isinstance(getattr(self, what), bool):
+                raise QuantizationError(f"{what} must be a whole number, got {getattr(self, what)!r}.")
+            object.__setattr__(self, what, int(getattr(self, what)))
         for what, allowed in (
             ("weight_scales", WEIGHT_SCALES),
             ("activation_scales", ACTIVATION_SCALES),

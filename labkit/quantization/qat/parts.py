@@ -36,11 +36,25 @@ def check_parts(module: nn.Module, raw: FloatGraph) -> None:
     Raises
     ------
     ModelError
-        A layer is called more than once, or a batch norm has no gain, shift or statistics of its own.
+        A layer is called more than once or shares its weight, a batch norm has no gain, shift or statistics of its own, or the
+        network does not end in one tensor of logits.
     """
+    if len(raw.outputs) != 1 or isinstance(raw[raw.outputs[0]].op, float_ops.Softmax | float_ops.ArgMax):
+        raise ModelError(
+            f"Fine-tuning needs a network with one output, its logits; {type(module).__name__} ends in "
+            f"{', '.join(f'{name} ({type(raw[name].op).__name__})' for name in raw.outputs)}. Leave out a softmax or argmax at "
+            f"the end, which the loss has itself."
+        )
+    owners: dict[int, str] = {}
     for node in raw:
         if isinstance(node.op, float_ops.Conv2d | float_ops.Linear):
-            submodule(module, node.name)
+            weight = submodule(module, node.name).weight
+            other = owners.setdefault(id(weight), node.name)
+            if other != node.name:
+                raise ModelError(
+                    f"{node.name}: it shares its weight with {other}, and the two would be trained apart. Give each a weight "
+                    f"of its own."
+                )
         elif isinstance(node.op, float_ops.BatchNorm2d) and _follows_layer(raw, node.inputs[0]):
             norm = submodule(module, node.name)
             held = [getattr(norm, key, None) for key in ("weight", "bias", "running_mean", "running_var")]

@@ -124,7 +124,7 @@ def _write_back(net: TrainableNet, module: nn.Module) -> None:
                 continue
             layer = net.layer(node.name)
             part = submodule(module, node.name)
-            part.weight.copy_(layer.weight)
+            part.weight.copy_(layer.weight.reshape(part.weight.shape))  # a sequence is an image of height 1
             if part.bias is not None:
                 part.bias.copy_(layer.bias)
             if layer.norm:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from labkit.data.augment import shift_and_mirror
-from labkit.errors import InputError
+from labkit.errors import InputError, QuantizationError
+from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph.ir import FloatGraph
 from labkit.graph.passes import simplify
@@ -79,27 +80,35 @@ def fine_tune(
         The module cannot be fine-tuned, or the progress file is damaged or belongs to other data, weights or options.
     """
     options = options or FineTuning()
-    labels = _checked(images, labels)
+    images, labels = _checked(images, labels)
     raw = from_torch(module, images.shape[1:])
     check_parts(module, raw)
     graph = simplify(raw)
     check_plan(graph, plan)
+    if plan.weight_ranges != "minmax":
+        raise QuantizationError(
+            f"Fine-tuning chooses the scales of weights itself, and the plan asks for weight_ranges={plan.weight_ranges!r}: "
+            f"give a plan with weight_ranges='minmax'."
+        )
+    _check_classes(graph, images, labels)
+    identity = fingerprint(module, graph, images, labels, plan, options, calibration_images) if progress_file else {}
+    kept = Kept(progress_file, identity)
     chosen = np.random.default_rng(options.seed).permutation(len(images))[:calibration_images]
-    with _settled(options.threads):
+    with _settled(options.threads), torch.enable_grad():
         calibration = calibrate(graph, images[chosen])
         net = trainable(raw, graph, plan, calibration, images[chosen], options, progress)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        kept = Kept(progress_file, net, fingerprint(module, images, labels, plan, options))
         run = _Run(net, graph, images, labels, options, progress)
-        history = kept.restore(run.optimiser)
+        history = kept.restore(net, run.optimiser)
         for epoch in range(len(history), options.epochs):
             if stop_after is not None and epoch >= stop_after:
                 return None
             history = (*history, run.epoch(epoch))
-            kept.write(run.optimiser, history)
+            kept.write(net, run.optimiser, history)
             if after_epoch is not None:
                 after_epoch(epoch + 1, history[-1])
         result = finished(net, module, calibration, history)
+        result.to_net()  # what cannot be converted is found out while the last epoch is still kept
     kept.remove()
     return result
 
@@ -119,7 +128,9 @@ class _Run:
         self.net, self.options, self.progress = net, options, progress
         self.images, self.labels = images, labels
         self.teacher = _teacher(graph, options.precision) if options.distillation > 0 else None
-        self.steps = math.ceil(len(images) / options.batch_size)
+        self.steps = max(
+            1, math.ceil((len(images) - 1) / options.batch_size)
+        )  # one image left over joins the last batch
         self.fill = float(images.min())
         self.optimiser = _optimiser(net, options)
 
@@ -132,17 +143,13 @@ class _Run:
         every = self.options.epochs * self.steps
         for step in range(self.steps):
             now = epoch * self.steps + step
-            chosen = order[step * self.options.batch_size : (step + 1) * self.options.batch_size]
+            end = None if step == self.steps - 1 else (step + 1) * self.options.batch_size
+            chosen = order[step * self.options.batch_size : end]
             loss, logits = self._step(chosen, rng, now, every)
             total += loss * len(chosen)
             right += int((logits.argmax(1).numpy() == self.labels[chosen]).sum())
             if self.progress is not None:
                 self.progress("Fine-tune", now + 1, every)
-        if not math.isfinite(total):
-            raise InputError(
-                f"Fine-tuning diverged in epoch {epoch + 1}: the loss is {total}. Lower the learning rate, which is "
-                f"{self.options.learning_rate}; nothing of this epoch was kept."
-            )
         self.net.eval()
         return Epoch(total / len(order), 100 * right / len(order), time.monotonic() - started)
 
@@ -161,10 +168,17 @@ class _Run:
         self.optimiser.zero_grad()
         logits = self.net(x)
         loss = self._loss(logits, x, torch.from_numpy(self.labels[chosen]))
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
-        self.net.keep_in_bounds()
-        return loss.item(), logits.detach()
+        value = loss.item()
+        if math.isfinite(value):
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimiser.step()
+            self.net.keep_in_bounds()
+        if not (math.isfinite(value) and self.net.is_finite()):
+            raise InputError(
+                f"Fine-tuning diverged in epoch {now // self.steps + 1}: the loss is {value}, or a scale is no number any more. "
+                f"Lower the learning rate, which is {self.options.learning_rate}; nothing of this epoch was kept."
+            )
+        return value, logits.detach()
 
     def _loss(self, logits: torch.Tensor, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         share, heat = self.options.distillation, self.options.temperature
@@ -191,14 +205,15 @@ def _teacher(graph: FloatGraph, precision: str) -> Callable[[torch.Tensor], torc
 def _optimiser(net: TrainableNet, options: FineTuning) -> torch.optim.Optimizer:
     """Parameters by their weight decay and rate: weights of layers; scales; and all the rest, which has no decay."""
     weights = [layer.weight for layer in net.layers.values() if layer.weight.requires_grad]
-    scales = [*net.weight_scales.values(), *net.activation_scales.values()]
-    known = {id(one) for one in (*weights, *scales)}
+    scales, ends = list(net.weight_scales.values()), list(net.activation_scales.values())
+    known = {id(one) for one in (*weights, *scales, *ends)}
     rest = [one for one in net.parameters() if id(one) not in known and one.requires_grad]
     decay = options.pact_decay if options.activation_scales == "pact" else 0.0
     adam = options.optimizer == "adam"
     groups: list[dict[str, Any]] = [
         {"params": weights, "weight_decay": options.weight_decay, "share": 1.0},
-        {"params": scales, "weight_decay": decay, "share": options.scale_rate if adam else 1.0},
+        {"params": scales, "weight_decay": 0.0, "share": options.scale_rate if adam else 1.0},
+        {"params": ends, "weight_decay": decay, "share": options.scale_rate if adam else 1.0},
         {"params": rest, "weight_decay": 0.0, "share": 1.0},
     ]
     groups = [group for group in groups if group["params"]]
@@ -207,15 +222,29 @@ def _optimiser(net: TrainableNet, options: FineTuning) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, options.learning_rate, options.momentum, nesterov=options.momentum > 0)
 
 
-def _checked(images: NDArray[np.float32], labels: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    found = np.asarray(labels)
-    if found.ndim != 1 or len(found) != len(images) or len(images) == 0:
+def _checked(images: Any, labels: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    x, found = np.asarray(images), np.asarray(labels)
+    if not np.issubdtype(x.dtype, np.number) or x.ndim < 2:
+        raise InputError(f"Fine-tuning needs images as numbers [N, ...], got {x.dtype} of shape {x.shape}.")
+    if found.ndim != 1 or len(found) != len(x) or len(x) == 0:
         raise InputError(
-            f"Fine-tuning needs one label for each image, got images of shape {images.shape} and labels of shape {found.shape}."
+            f"Fine-tuning needs one label for each image, got images of shape {x.shape} and labels of shape {found.shape}."
         )
     if not np.issubdtype(found.dtype, np.integer):
         raise InputError(f"Labels must be integers, each a class, got {found.dtype}.")
-    return np.asarray(found, np.int64)
+    return np.asarray(x, np.float32), np.asarray(found, np.int64)
+
+
+def _check_classes(graph: FloatGraph, images: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    """Refuse a network whose output is not [N, classes], and labels that are none of the classes."""
+    shape = run_float(graph, {graph.inputs[0]: images[:1]}, only_outputs=True)[graph.outputs[0]].shape
+    if len(shape) != 2:
+        raise InputError(f"Fine-tuning needs logits of shape [N, classes], and the network gives {('N', *shape[1:])}.")
+    wrong = np.flatnonzero((labels < 0) | (labels >= shape[1]))
+    if len(wrong):
+        raise InputError(
+            f"Labels must be in 0..{shape[1] - 1}, the network's classes; image {wrong[0]} has the label {labels[wrong[0]]}."
+        )
 
 
 @contextmanager

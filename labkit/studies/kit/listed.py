@@ -58,4 +58,13 @@ KIT: tuple[Study, ...] = (
         "labkit.studies.kit.fine_tuning_recipes",
         25,
     ),
+    Study(
+        "allocation-and-rounding",
+        "Bits by layer and better rounding, alone and together",
+        "labkit's own targets; Nagel et al. (2020), related work, name bits by layer (Dong et al. 2019) as something to use "
+        "in conjunction with AdaRound",
+        "Both together are better than either alone, at 2.5, 3 and 4 bits a weight on average.",
+        "labkit.studies.kit.allocation_and_rounding",
+        5,
+    ),
 )

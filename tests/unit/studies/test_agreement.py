@@ -50,9 +50,6 @@ def test_a_weight_that_differs_is_not_explained(layer: str) -> None:
 
 def test_a_scale_that_differs_is_not_explained() -> None:
     found = tuned("lenet", (8, 8), recipe("lsq"))
-    integers = found.to_net()
     with torch.no_grad():
         found.trained.activation_scales[found.trained._keys["conv1"]] *= 1.02
-    shifted = agreement(found, DIGITS.test(20)[0])
-    assert shifted.unexplained > 0
-    assert integers.graph["conv1"].output.quantized[1].scale > 0
+    assert agreement(found, DIGITS.test(20)[0]).unexplained > 0

@@ -143,6 +143,8 @@ def test_another_training_is_not_gone_on_with(tmp_path: Path) -> None:
         ({"weight_decay": -1.0}, "weight_decay must not be negative"),
         ({"wide_up_to": 5}, "wide_up_to must be in 0..3"),
         ({"weight_scales": "minmax"}, 'start="best" brings scales of its own'),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"epochs": True}, "epochs must be a whole number, got True"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(change: dict[str, object], message: str) -> None:
@@ -161,6 +163,8 @@ def test_unknown_recipes_are_refused() -> None:
         (np.zeros(3, np.int64), "one label for each image"),
         (np.zeros((10, 1), np.int64), "one label for each image"),
         (np.zeros(10, np.float32), "Labels must be integers"),
+        (np.full(10, 10), r"Labels must be in 0..9, the network's classes; image 0 has the label 10"),
+        (np.array([0] * 7 + [-100] * 3), "image 7 has the label -100"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: np.ndarray, message: str) -> None:  # type: ignore[type-arg]
@@ -169,11 +173,12 @@ def test_labels_that_do_not_fit_are_refused(labels: np.ndarray, message: str) ->
         fine_tune(module, images(10)[0], labels, uniform(module, 4, 4))
 
 
-def test_divergence_is_an_error_and_nothing_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["jacob", "lsq", "pact"])
+def test_divergence_is_an_error_and_nothing_is_kept(name: str, tmp_path: Path) -> None:
     module = models.load("lenet", data="mnist5k")
-    wild = replace(recipe("jacob"), **SHORT, learning_rate=1e30)
+    wild = replace(recipe(name), **SHORT, learning_rate=1e30)
     file = tmp_path / "progress.safetensors"
-    with pytest.raises((InputError, QuantizationError), match=r"diverged|NaN|infinite"):
+    with pytest.raises(InputError, match=r"diverged in epoch 1: .*Lower the learning rate, which is 1e\+30"):
         fine_tune(module, *images(200), uniform(module, 8, 8), wild, progress_file=file, calibration_images=32)
     assert not file.exists()
 
@@ -223,3 +228,133 @@ def test_ranges_are_learned_and_kept_in_the_net() -> None:
         assert float(params.scale) == pytest.approx((high - low) / (spec.qmax - spec.qmin), rel=1e-7)
     assert integers.graph.notes["calibration"]["method"] == "fine-tuning"
     assert integers.graph.notes["fine_tuning"]["epochs"] == 1
+
+
+class Head(nn.Module):
+    """A network that ends as ``ending`` says."""
+
+    def __init__(self, ending: str) -> None:
+        super().__init__()
+        self.ending, self.fc = ending, nn.Linear(3072, 10)
+
+    def forward(self, x: torch.Tensor):  # type: ignore[no-untyped-def]
+        y = self.fc(x.flatten(1))
+        if self.ending == "softmax":
+            return torch.softmax(y, 1)
+        return y.argmax(1) if self.ending == "argmax" else (y, torch.relu(y))
+
+
+@pytest.mark.parametrize(("ending", "named"), [("softmax", "Softmax"), ("argmax", "ArgMax"), ("two", "Relu")])
+def test_networks_without_logits_at_the_end_are_refused(ending: str, named: str) -> None:
+    module = Head(ending).eval()
+    with pytest.raises(ModelError, match=rf"one output, its logits; Head ends in .*{named}"):
+        fine_tune(module, *images(10), uniform(module, 8, 8))
+
+
+def test_shared_weights_are_refused() -> None:
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(3072, 10), nn.ReLU(), nn.Linear(10, 10), nn.ReLU(), nn.Linear(10, 10)
+    )
+    module[5].weight = module[3].weight
+    with pytest.raises(ModelError, match="5: it shares its weight with 3"):
+        fine_tune(module.eval(), *images(10), uniform(module, 8, 8))
+
+
+def test_plans_with_other_weight_ranges_are_refused() -> None:
+    module = models.load("lenet", data="mnist5k")
+    plan = replace(uniform(module, 4, 4), weight_ranges="mse")
+    with pytest.raises(QuantizationError, match="asks for weight_ranges='mse'"):
+        fine_tune(module, *images(10), plan)
+
+
+class Sequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.pool = nn.Conv1d(3, 6, 5, padding=2), nn.BatchNorm1d(6), nn.MaxPool1d(4)
+        self.fc = nn.Linear(6 * 16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.pool(torch.relu(self.norm(self.conv(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("name", ["labkit", "jacob"])
+def test_sequences_are_trained(name: str) -> None:
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    x = rng.normal(size=(200, 3, 64)).astype(np.float32) + 0.5 * np.eye(3, dtype=np.float32)[labels][:, :, None]
+    module = Sequence().eval()
+    plan = BitPlan.uniform(simplify(from_torch(module, (3, 64))), 4, 4)
+    options = replace(recipe(name), **{**SHORT, "epochs": 6, "batch_size": 20}, distillation=0.0, learning_rate=0.01)
+    found = fine_tune(module, x, labels, plan, options, calibration_images=100)
+    assert found is not None
+    assert (found.to_net().run(x).argmax(1) == labels).mean() > 0.8
+    assert labkit.verify(found.to_net(), found.module, x[:20]).passed
+
+
+def test_one_image_that_is_left_over_joins_the_last_batch() -> None:
+    module = models.load("resnet20", data="mnist5k")
+    told: list[tuple[int, int]] = []
+    options = replace(recipe("jacob"), **{**SHORT, "batch_size": 20})
+    fine_tune(module, *images(41), uniform(module, 8, 8), options, calibration_images=16,
+              progress=lambda _, done, total: told.append((done, total)))  # fmt: skip
+    assert told[-1] == (2, 2)
+
+
+def test_float64_images_lists_of_labels_and_no_grad_do_no_harm() -> None:
+    module, options = models.load("lenet", data="mnist5k"), replace(recipe("lsq"), **SHORT)
+    x, labels = images(100)
+    plan = uniform(module, 4, 4)
+    first = fine_tune(module, x, labels, plan, options, calibration_images=32)
+    with torch.no_grad():
+        second = fine_tune(module, x.astype(np.float64), labels.tolist(), plan, options, calibration_images=32)  # type: ignore[arg-type]
+    assert first is not None and second is not None
+    assert parameters_digest(first.module) == parameters_digest(second.module)
+
+
+def test_distillation_is_a_mean_of_two_losses() -> None:
+    """Hinton et al. 2015: the share (1 - a) of the cross-entropy, and a T^2 of the divergence at temperature T."""
+    from labkit.quantization.calibration import calibrate
+    from labkit.quantization.qat.start import trainable
+    from labkit.quantization.qat.train import _Run
+
+    module = models.load("lenet", data="mnist5k")
+    x, labels = images(30)
+    raw = from_torch(module, (3, 32, 32))
+    graph = simplify(raw)
+    options = replace(recipe("lsq"), distillation=0.3, temperature=4.0)
+    net = trainable(raw, graph, BitPlan.uniform(graph, 4, 4), calibrate(graph, x), x, options)
+    run = _Run(net, graph, x, labels, options, None)
+    logits = torch.randn(30, 10, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        teacher = module(torch.from_numpy(x)).double().numpy()
+        found = float(run._loss(logits, torch.from_numpy(x), torch.from_numpy(labels)))
+    student = logits.double().numpy()
+
+    def log_softmax(values: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+        return values - np.log(np.exp(values).sum(1, keepdims=True))
+
+    hard = -log_softmax(student)[np.arange(30), labels].mean()
+    p, q = log_softmax(teacher / 4), log_softmax(student / 4)
+    soft = (np.exp(p) * (p - q)).sum(1).mean()
+    assert found == pytest.approx(0.7 * hard + 0.3 * 16 * soft, rel=1e-5)
+
+
+def test_only_weights_and_ends_of_pact_decay() -> None:
+    from labkit.quantization.calibration import calibrate
+    from labkit.quantization.qat.start import trainable
+    from labkit.quantization.qat.train import _optimiser
+
+    module = models.load("resnet20", data="mnist5k")
+    x = images(16)[0]
+    raw = from_torch(module, (3, 32, 32))
+    graph = simplify(raw)
+    options = replace(recipe("pact"), weight_scales="learned", weight_decay=0.5, pact_decay=0.25)
+    net = trainable(raw, graph, BitPlan.uniform(graph, 4, 4), calibrate(graph, x), x, options)
+    decays = {
+        id(one): group["weight_decay"] for group in _optimiser(net, options).param_groups for one in group["params"]
+    }
+    assert len(decays) == sum(1 for _ in net.parameters())
+    for name, one in net.named_parameters():
+        wanted = 0.5 if name.endswith(".weight") else 0.25 if name.startswith("activation_scales") else 0.0
+        assert decays[id(one)] == wanted, name

@@ -11,6 +11,7 @@ from torch import nn
 
 from labkit import data, models
 from labkit.arithmetic.affine import dequantize
+from labkit.errors import InputError
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph import float_ops
 from labkit.graph.ir import IntGraph
@@ -208,3 +209,77 @@ def test_scales_stay_positive() -> None:
             scale.fill_(-1.0)
     net.keep_in_bounds()
     assert all(bool((scale > 0).all()) for scale in net.weight_scales.values())
+
+
+def layer_with_norm(gain: float) -> TrainableLayer:
+    rng = np.random.default_rng(0)
+    op = float_ops.Conv2d(rng.normal(size=(2, 3, 1, 1)).astype(np.float32), None, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    arrays = ([gain, 1.0], [0.5, 0.0], [0.0, 0.0], [1.0, 1.0])
+    return TrainableLayer(op, float_ops.BatchNorm2d(*(np.array(one, np.float32) for one in arrays), 1e-5), "norm")
+
+
+def test_a_live_channel_without_gain_is_its_shift() -> None:
+    layer = layer_with_norm(0.0)
+    sums = nn.functional.conv2d(torch.randn(4, 3, 5, 5), layer.folded()[0])
+    found = normalised(layer, sums)
+    assert torch.equal(found[:, 0], torch.full((4, 5, 5), 0.5))
+    assert bool(torch.isfinite(found).all())
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert layer.weight.grad is not None and bool(torch.isfinite(layer.weight.grad).all())
+
+
+def test_a_live_batch_of_one_number_a_channel_is_refused() -> None:
+    with pytest.raises(InputError, match="needs two numbers a channel"):
+        normalised(layer_with_norm(1.0), torch.randn(1, 2, 1, 1))
+
+
+class Capped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu6, self.fc = nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Linear(3600, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.relu6(self.conv(x)).flatten(1))
+
+
+def test_the_cap_of_a_relu6_does_not_pull_at_the_scale() -> None:
+    """What ReLU6 cuts off is 6 whatever the scale; only its rounding changes with it."""
+    *_, net = nets(Capped().eval(), FineTuning(start="nearest"), 8, 4)
+    node = net.graph["conv"]
+    with torch.no_grad():
+        net.activation_scales[net._keys["conv"]].fill_(0.7)  # 15 levels reach 10.5
+    value = torch.full((1, 4, 30, 30), 50.0)
+    out = net._activation(node, value)
+    assert float(out[0, 0, 0, 0]) == pytest.approx(0.7 * 9)  # round(6 / 0.7) = 9
+    out.mean().backward()  # type: ignore[no-untyped-call]
+    gradient = net.activation_scales[net._keys["conv"]].grad
+    assert gradient is not None
+    assert float(gradient) * np.sqrt(3600 * 15) == pytest.approx(9 - 6 / 0.7, rel=1e-3)
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.relu, self.fc = nn.Conv2d(3, 2, 3), nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Linear(3600, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.relu(torch.cat([self.a(x), self.b(x)], 1)).flatten(1))
+
+
+def test_pact_learns_the_end_of_a_relu_that_stands_alone() -> None:
+    *_, net = nets(Joined().eval(), replace(PLAIN, activation_scales="pact"), 8, 4)
+    assert {name for name in net.ranges() if net.learns(name)} == {"relu"}
+
+
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+def test_both_activation_schemes_match_the_engine(scheme: str) -> None:
+    x = pictures()
+    module = models.load("resnet20", data="mnist5k")
+    raw = from_torch(module, x.shape[1:])
+    graph = simplify(raw)
+    plan = BitPlan.uniform(graph, 4, 4, activation_scheme=scheme)
+    calibration = calibrate(graph, x)
+    net = trainable(raw, graph, plan, calibration, x, PLAIN).eval()
+    with torch.no_grad():
+        found = net(torch.from_numpy(x)).numpy()
+    assert (found == IntegerNet(convert(graph, calibration, plan)).run(x)).mean() > 0.9
