@@ -98,7 +98,7 @@ def _findings(
             Finding(
                 f"W{w}A{a}: fine-tuning, then freezing and folding, beats folding alone",
                 f"{gains[w, a]:+.2f} points",
-                "yes" if gains[w, a] > chance else "no" if gains[w, a] < -chance else "partly",
+                "yes" if gains[w, a] > 2 * chance else "partly" if gains[w, a] > 0 else "no",
             )
             for w, a in _BITS
         ),

@@ -99,4 +99,13 @@ HAWQ: tuple[Study, ...] = (
         "labkit.studies.hawq.budgets",
         4,
     ),
+    Study(
+        "hawq-traces",
+        "Does the average trace order the layers?",
+        f'{_SLIDES}, "Hessian Trace can Quantify Sharpness/Flatness", theorem 1',
+        "A large average trace tr(H) / n means a sharp loss landscape, which needs high precision, a small one a flat "
+        "landscape: after quantization to the same precision, layers with a smaller average trace can reach a smaller loss.",
+        "labkit.studies.hawq.traces",
+        6,
+    ),
 )

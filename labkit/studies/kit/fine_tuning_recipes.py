@@ -172,7 +172,7 @@ def _findings(labs: list[Lab], names: list[str], legs: dict[tuple[str, tuple[int
         if not {better, other} <= set(names):
             continue
         gains = [b - a for a, b in zip(_drops(labs, legs[better, low]), _drops(labs, legs[other, low]), strict=True)]
-        error = stdev(gains) / np.sqrt(len(gains)) if len(gains) > 1 else 0.0
+        error = stdev(gains) / np.sqrt(len(gains)) if len(gains) > 1 else np.inf  # one seed proves nothing
         gain = fmean(gains)
         found.append(
             Finding(
