@@ -161,3 +161,21 @@ def test_what_the_guide_quotes_is_what_the_best_rounding_reached() -> None:
         assert " / ".join(below[name] for name in bits) in guide
         assert f"{below[four]} at W4A4" in guide
     assert f"{resnet['W4A4, input at 8 bits']} with the input alone" in guide
+
+
+def test_what_the_page_on_fine_tuning_quotes_is_what_the_study_found() -> None:
+    page = (COMMITTED.parent / "fine-tuning.md").read_text("utf-8")
+    rows = read_study(COMMITTED / "fine-tuning")["tables"][0]["rows"]
+    quoted = [line for line in page.splitlines() if line.startswith(("| 2.5 on", "| W4A4", "| W2A4"))]
+    assert len(quoted) == len(rows)
+    for line, row in zip(quoted, rows, strict=True):
+        assert [cell.strip() for cell in line.strip("|").split("|")][1:] == [row[1], row[2], row[4], str(row[7])]
+
+
+def test_what_the_guide_quotes_of_plans_is_what_the_study_found() -> None:
+    guide = " ".join((COMMITTED.parent / "calibration-and-rounding.md").read_text("utf-8").split())
+    rows = next(
+        table["rows"] for table in read_study(COMMITTED / "mixed-precision")["tables"] if "resnet20" in table["title"]
+    )
+    below = {(row[0], row[1], row[2]): row[5] for row in rows}
+    assert " / ".join(below["best", bits, "chosen"] for bits in ("4", "3", "2.5")) in guide
