@@ -185,7 +185,7 @@ def _findings(labs: list[Lab], names: list[str], legs: dict[tuple[str, tuple[int
 
 
 def _figure(lab: Lab, names: list[str], legs: dict[tuple[str, tuple[int, int]], list[Leg]]) -> Figure:
-    labels = tuple(name.replace(", ", ",\n") for name in names)
+    labels = tuple(name.replace(" ", "\n") for name in names)
     series = []
     for bits in _BITS:
         drops = [[lab.accuracy - leg.integer for leg in legs[name, bits]] for name in names]
