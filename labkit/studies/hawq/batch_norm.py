@@ -116,7 +116,7 @@ def _figure(lab: Lab, before: dict[tuple[int, int], float], legs: dict[tuple[str
         series.append(Series(f"W{bits[0]}A{bits[1]}", labels, tuple(lab.accuracy - one for one in reached)))
     return Figure(
         "drop",
-        "ResNet-20: points of test accuracy lost, by what is done with batch norms",
+        "ResNet-20: points of accuracy lost, by handling of batch norms",
         "bar",
         "batch norms",
         "points below the float network",

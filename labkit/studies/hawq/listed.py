@@ -72,6 +72,15 @@ HAWQ: tuple[Study, ...] = (
         3,
     ),
     Study(
+        "hawq-batch-norm",
+        "Freeze, then fold",
+        f"{_SLIDES}, on integer-only quantization",
+        "Fine-tune the statistics of batch norm in high precision first; after correctly computing them it can be quantized and "
+        "fused with the convolution, so that no part of the network computes in FP32.",
+        "labkit.studies.hawq.batch_norm",
+        8,
+    ),
+    Study(
         "hawq-search",
         "A plan from sensitivities against a search that runs the network",
         f'{_SLIDES}, "HAWQ Overhead?"',
