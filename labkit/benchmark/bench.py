@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,7 +109,9 @@ def run_bench(settings: Settings, data: DataSet, command: str, tell: Tell) -> Be
     missing: list[str] = []
     purposes: list[Purposes] = []
     own: list[OwnPair] = []
-    with _torch_threads(settings.threads):
+    from labkit.frontends.torch_threads import torch_threads  # not before it is needed: torch takes a second to import
+
+    with torch_threads(settings.threads):
         for name in settings.nets:
             bench = _NetBench(subject(name, data), settings, tell)
             cases += bench.cases()
@@ -287,15 +288,3 @@ class _NetBench:
         if peer.trace is None:
             return None
         return judge_peer(net.graph, exact, self.subject.images, peer.trace(self.subject.images))
-
-
-@contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

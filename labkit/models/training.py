@@ -28,6 +28,7 @@ from labkit.data import DataSet, normalise
 from labkit.data.augment import shift_and_mirror
 from labkit.errors import InputError, ModelError
 from labkit.files import folder_for, write_atomically
+from labkit.frontends.torch_threads import torch_threads
 from labkit.models.finished import finished_record
 from labkit.models.recipes import WARM_UP, TrainingRecipe
 from labkit.models.weights import fill, read_weights
@@ -263,13 +264,8 @@ def _float32_convolution(layer: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def _settled_torch(threads: int) -> Iterator[None]:
     """One number of threads, and a generator of our own; the caller's are put back afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with torch_threads(threads), torch.random.fork_rng(devices=[]):
+        yield
 
 
 @contextmanager

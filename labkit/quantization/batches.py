@@ -10,10 +10,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from labkit.errors import InputError
+from labkit.frontends.torch_threads import torch_threads
 
 __all__ = ["WORKERS", "image_batches", "images_for", "in_threads", "sized_batches"]
 
@@ -90,16 +90,11 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], worker
     PyTorch's own threads split single operations, which gains little for small batches and collapses on a busy machine:
     here each of ``workers`` threads has an item of its own, and PyTorch one thread.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[Future[Result]] = deque()
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > workers:
-                    yield waiting.popleft().result()
-            while waiting:
+    with torch_threads(1), ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > workers:
                 yield waiting.popleft().result()
-    finally:
-        torch.set_num_threads(threads)
+        while waiting:
+            yield waiting.popleft().result()

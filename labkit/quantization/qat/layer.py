@@ -9,7 +9,11 @@ from labkit.errors import InputError
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph, FloatNode
 
-__all__ = ["TrainableLayer", "normalised", "trainable_layer"]
+__all__ = ["LEAST_FACTOR", "TrainableLayer", "normalised", "trainable_layer"]
+
+LEAST_FACTOR = (
+    1e-6  # of a folded batch norm: channels with a smaller one are the shift alone, and are not divided by it
+)
 
 
 class TrainableLayer(nn.Module):
@@ -96,7 +100,7 @@ def normalised(layer: TrainableLayer, value: torch.Tensor) -> torch.Tensor:
         )
     mean, variance = value.mean(axes), value.var(axes, unbiased=False)
     with torch.no_grad():
-        usable = factor.abs() > 1e-6
+        usable = factor.abs() > LEAST_FACTOR
         safe = torch.where(usable, factor, torch.ones_like(factor))
         before = 0.0 if layer.bias is None else layer.bias
         seen_mean = torch.where(usable, mean / safe + before, layer.mean)

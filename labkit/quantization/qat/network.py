@@ -24,7 +24,7 @@ from labkit.graph.float_ops import Activation
 from labkit.graph.ir import FloatGraph, FloatNode
 from labkit.quantization.plan import BitPlan, scale_owner, tensor_names
 from labkit.quantization.qat.fake_quantize import Levels, fake_quantize, round_through, scale_gradient
-from labkit.quantization.qat.layer import TrainableLayer, normalised, trainable_layer
+from labkit.quantization.qat.layer import LEAST_FACTOR, TrainableLayer, normalised, trainable_layer
 from labkit.quantization.qat.options import FineTuning
 from labkit.quantization.qat.weights import integer_weight, rounded_weight
 from labkit.quantization.weight_rounding.adaround_images import apply_layer
@@ -219,7 +219,7 @@ class TrainableNet(nn.Module):
                     layer.bias = nn.Parameter(torch.zeros_like(bias))
                 layer.bias.copy_(bias)
                 return
-            usable = factor.abs() > 1e-6
+            usable = factor.abs() > LEAST_FACTOR
             safe = torch.where(usable, factor, torch.ones_like(factor))
             shape = [-1] + [1] * (weight.ndim - 1)
             layer.weight.copy_(torch.where(usable.reshape(shape), weight / safe.reshape(shape), layer.weight))

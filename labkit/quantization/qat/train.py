@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from labkit.data.augment import shift_and_mirror
 from labkit.errors import InputError, QuantizationError
 from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_fx import from_torch
+from labkit.frontends.torch_threads import torch_threads
 from labkit.graph.ir import FloatGraph
 from labkit.graph.passes import simplify
 from labkit.quantization.calibration import calibrate
@@ -94,7 +94,7 @@ def fine_tune(
     identity = fingerprint(module, graph, images, labels, plan, options, calibration_images) if progress_file else {}
     kept = Kept(progress_file, identity)
     chosen = np.random.default_rng(options.seed).permutation(len(images))[:calibration_images]
-    with _settled(options.threads), torch.enable_grad():
+    with torch_threads(options.threads), torch.enable_grad():
         calibration = calibrate(graph, images[chosen])
         net = trainable(raw, graph, plan, calibration, images[chosen], options, progress)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -128,9 +128,8 @@ class _Run:
         self.net, self.options, self.progress = net, options, progress
         self.images, self.labels = images, labels
         self.teacher = _teacher(graph, options.precision) if options.distillation > 0 else None
-        self.steps = max(
-            1, math.ceil((len(images) - 1) / options.batch_size)
-        )  # one image left over joins the last batch
+        # one image that would be left over joins the last batch: alone it has no variance
+        self.steps = max(1, math.ceil((len(images) - 1) / options.batch_size))
         self.fill = float(images.min())
         self.optimiser = _optimiser(net, options)
 
@@ -245,13 +244,3 @@ def _check_classes(graph: FloatGraph, images: NDArray[np.float32], labels: NDArr
         raise InputError(
             f"Labels must be in 0..{shape[1] - 1}, the network's classes; image {wrong[0]} has the label {labels[wrong[0]]}."
         )
-
-
-@contextmanager
-def _settled(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -21,7 +21,7 @@ from labkit.graph.ir import FloatGraph, FloatNode, IntGraph
 from labkit.quantization.simulate import simulate_weights
 from labkit.studies.hawq.fake import to_steps
 
-__all__ = ["LayerTies", "layer_ties"]
+__all__ = ["LayerTies", "centred", "exact_sums", "layer_ties", "real_values"]
 
 _UNIT = 2.0**-24  # float32's relative rounding error
 _MULTIPLIER = 2.0**-31  # eq. 12
@@ -64,7 +64,7 @@ def layer_ties(graph: FloatGraph, net: IntGraph, trace: dict[str, NDArray[np.gen
         for node, weighted in zip(graph, simulate_weights(graph, net), strict=True):
             if isinstance(node.op, float_ops.Input):
                 continue
-            reals = [_real(net, name, trace[name]) for name in node.inputs]
+            reals = [real_values(net, name, trace[name]) for name in node.inputs]
             fake = to_steps(net, node.name, run_node(weighted, [torch.from_numpy(real) for real in reals]).numpy())
             engine = trace[node.name].astype(np.int32)
             found.append(_compare(node, net, trace, fake, engine))
@@ -95,7 +95,7 @@ def _exact(node: FloatNode, net: IntGraph, trace: dict[str, NDArray[np.generic]]
     """The real result in output steps, and how far from a tie it may be where float32 and integers differ."""
     op, integer = node.op, net[node.name]
     step = float(integer.output.quantized[1].scale)
-    inputs = [_centred(net, name, trace[name]) for name in node.inputs]
+    inputs = [centred(net, name, trace[name]) for name in node.inputs]
     scales = [float(tensor.quantized[1].scale) for tensor in net.inputs_of(integer)]
     if isinstance(op, float_ops.Conv2d | float_ops.Linear):
         assert isinstance(integer.op, int_ops.Conv2d | int_ops.Linear)
@@ -103,8 +103,8 @@ def _exact(node: FloatNode, net: IntGraph, trace: dict[str, NDArray[np.generic]]
         levels = weight.values.astype(np.float64)  # symmetric: no zero point
         ratio = weight.params.scale.astype(np.float64) * scales[0] / step
         biases = np.zeros(len(levels)) if op.bias is None else op.bias.astype(np.float64) / step
-        exact = _along(ratio, _sums(op, inputs[0], levels)) + _shape(biases, op)
-        size = _along(ratio, _sums(op, np.abs(inputs[0]), np.abs(levels))) + _shape(np.abs(biases), op)
+        exact = _along(ratio, exact_sums(op, inputs[0], levels)) + _shape(biases, op)
+        size = _along(ratio, exact_sums(op, np.abs(inputs[0]), np.abs(levels))) + _shape(np.abs(biases), op)
         depth = int(np.prod(levels.shape[1:]))
         bias_error = 0.0 if op.bias is None else 0.5 * ratio
         in_integers = _shape(np.broadcast_to(bias_error, biases.shape), op) + _MULTIPLIER * size
@@ -144,8 +144,11 @@ def _changed_by_bias(node: FloatNode, net: IntGraph, engine: NDArray[np.int32]) 
     return float((at_ties * shift).sum())
 
 
-def _sums(op: float_ops.Conv2d | float_ops.Linear, x: Reals, levels: Reals) -> Reals:
-    """Exact: integers below 2**53 in float64."""
+def exact_sums(op: float_ops.Conv2d | float_ops.Linear, x: Reals, levels: Reals) -> Reals:
+    """What the layer ``op`` sums up from ``x`` [N, ...] and ``levels`` [O, ...], integers held in float64: float64 [N, ...].
+
+    Exact below 2**53.
+    """
     values, weight = torch.from_numpy(x), torch.from_numpy(levels)
     if isinstance(op, float_ops.Linear):
         return F.linear(values, weight).numpy()
@@ -162,10 +165,12 @@ def _shape(channels: Reals, op: float_ops.Conv2d | float_ops.Linear) -> Reals:
     return channels.reshape(-1, 1, 1) if isinstance(op, float_ops.Conv2d) else channels
 
 
-def _real(net: IntGraph, name: str, values: NDArray[np.generic]) -> NDArray[np.float32]:
+def real_values(net: IntGraph, name: str, values: NDArray[np.generic]) -> NDArray[np.float32]:
+    """The numbers that ``values``, integers [N, ...] of the node ``name`` of ``net``, stand for: float32 [N, ...]."""
     spec, params = net[name].output.quantized
     return dequantize(values.astype(spec.dtype), params, spec)
 
 
-def _centred(net: IntGraph, name: str, values: NDArray[np.generic]) -> Reals:
+def centred(net: IntGraph, name: str, values: NDArray[np.generic]) -> Reals:
+    """``values``, integers [N, ...] of the node ``name`` of ``net``, less the zero point: float64 [N, ...]."""
     return values.astype(np.float64) - int(net[name].output.quantized[1].zero_point)

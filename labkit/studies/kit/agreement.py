@@ -12,14 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from labkit.arithmetic.affine import dequantize
 from labkit.frontends.float_run import run_node
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatNode, IntGraph
 from labkit.quantization.qat.result import FineTuned
+from labkit.studies.hawq.ties import centred, exact_sums, real_values
 
 __all__ = ["Agreement", "agreement"]
 
@@ -53,17 +52,15 @@ def agreement(found: FineTuned, x: NDArray[np.float32]) -> Agreement:
     trace, graph = net.trace(x), net.graph
     elements = differing = largest = unexplained = 0
     for node in found.graph:
-        inputs = [x] if not node.inputs else [_real(graph, name, trace[name]) for name in node.inputs]
+        inputs = [x] if not node.inputs else [real_values(graph, name, trace[name]) for name in node.inputs]
         with torch.no_grad():
             ours = found.trained.node_output(node, [torch.from_numpy(one) for one in inputs]).numpy()
         _, params = graph[node.name].output.quantized
         steps = np.rint(ours / np.float32(params.scale)).astype(np.int64) + int(params.zero_point)
         gap = np.abs(steps - trace[node.name].astype(np.int64))
-        elements, differing, largest = (
-            elements + gap.size,
-            differing + int((gap > 0).sum()),
-            max(largest, int(gap.max())),
-        )
+        elements += gap.size
+        differing += int((gap > 0).sum())
+        largest = max(largest, int(gap.max()))
         if gap.any():
             unexplained += _unexplained(node, graph, trace, gap > 0)
     with torch.no_grad():
@@ -88,12 +85,11 @@ def _exact(node: FloatNode, graph: IntGraph, trace: dict[str, NDArray[np.generic
     integer = graph[node.name]
     op, step = integer.op, float(integer.output.quantized[1].scale)
     tensors = graph.inputs_of(integer)
-    inputs = [
-        trace[name].astype(np.float64) - int(tensor.quantized[1].zero_point)
-        for name, tensor in zip(node.inputs, tensors, strict=True)
-    ]
+    inputs = [centred(graph, name, trace[name]) for name in node.inputs]
     scales = [float(tensor.quantized[1].scale) for tensor in tensors]
     if isinstance(op, int_ops.Conv2d | int_ops.Linear):
+        layer = node.op
+        assert isinstance(layer, float_ops.Conv2d | float_ops.Linear)
         params = op.weight.params
         shape = [-1] + [1] * (op.weight.values.ndim - 1)
         levels = op.weight.values.astype(np.float64) - params.zero_point.astype(np.float64).reshape(
@@ -102,8 +98,8 @@ def _exact(node: FloatNode, graph: IntGraph, trace: dict[str, NDArray[np.generic
         ratio = np.broadcast_to(params.scale.astype(np.float64) * scales[0] / step, (len(levels),))
         ratio = ratio.reshape(-1, 1, 1) if isinstance(op, int_ops.Conv2d) else ratio
         bias = op.bias.astype(np.float64).reshape(ratio.shape)
-        value = (_sums(node, inputs[0], levels) + bias) * ratio
-        size = (_sums(node, np.abs(inputs[0]), np.abs(levels)) + np.abs(bias)) * ratio
+        value = (exact_sums(layer, inputs[0], levels) + bias) * ratio
+        size = (exact_sums(layer, np.abs(inputs[0]), np.abs(levels)) + np.abs(bias)) * ratio
         return value, np.maximum(_MULTIPLIER, (int(np.prod(levels.shape[1:])) + _ROUNDINGS) * _UNIT) * size
     if isinstance(op, int_ops.Add):
         parts = [one * scale / step for one, scale in zip(inputs, scales, strict=True)]
@@ -115,20 +111,3 @@ def _exact(node: FloatNode, graph: IntGraph, trace: dict[str, NDArray[np.generic
         value, size = (run_node(node, [torch.from_numpy(one)]).numpy() for one in (real, np.abs(real)))
         return value, (int(np.prod(inputs[0].shape[2:])) + _ROUNDINGS) * _UNIT * size
     return None
-
-
-def _sums(node: FloatNode, x: Reals, levels: Reals) -> Reals:
-    """Exact: integers below 2**53 in float64."""
-    op, values, weight = node.op, torch.from_numpy(x), torch.from_numpy(levels)
-    if isinstance(op, float_ops.Linear):
-        return F.linear(values, weight).numpy()
-    assert isinstance(op, float_ops.Conv2d)
-    (top, bottom), (left, right) = op.padding
-    return F.conv2d(
-        F.pad(values, (left, right, top, bottom)), weight, None, op.stride, 0, op.dilation, op.groups
-    ).numpy()
-
-
-def _real(graph: IntGraph, name: str, values: NDArray[np.generic]) -> NDArray[np.float32]:
-    spec, params = graph[name].output.quantized
-    return dequantize(values.astype(spec.dtype), params, spec)

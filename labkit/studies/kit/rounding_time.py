@@ -7,7 +7,7 @@ import importlib.util
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
 from labkit.benchmark.onnx_models import float_model
+from labkit.frontends.torch_threads import torch_threads
 from labkit.graph.ir import FloatGraph
 from labkit.models import load as load_model
 from labkit.quantization.calibration import calibrate, choose_ranges
@@ -43,7 +43,7 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
     ``settings`` say how much of it; ``tell`` is called with (step, done, steps).
     """
     net = "lenet" if settings.smoke else "resnet20"
-    with _one_thread():
+    with torch_threads(1):
         lab = open_lab(net, settings)
         module = load_model(net, lab.data.name)
         rounds = range(settings.seeds)
@@ -63,16 +63,6 @@ def run(settings: Settings, tell: Tell) -> StudyResult:
         theirs = _onnxruntime_seconds(lab.graph, lab.images, settings)
         tell("KL calibration by onnxruntime", steps, steps)
     return _result(net, settings, whole, searches, whole_rounds, ours, theirs)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seconds(work: Callable[[], object]) -> float:
