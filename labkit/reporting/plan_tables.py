@@ -78,6 +78,12 @@ def plan_lines(planned: Planned) -> list[str]:
     lines = [
         f"Predicted loss {found.value:.4g} {table.unit}{within}, by {found.method} in {found.seconds:.2f} s: {gap}."
     ]
+    kind = str(table.notes.get("rounding", ""))
+    if kind and kind.startswith("nearest") != (planned.options.rounding == "nearest"):
+        lines.append(
+            f"The table was measured on other weights than the network will have: theirs were rounded by {kind}. Its prediction "
+            f"can be far off; leave out --sensitivity to measure anew."
+        )
     for name, unit, cost, budget in zip(found.names, found.units, found.costs, found.budgets, strict=True):
         words = "" if unit == name else f" {unit}"
         lines.append(f"Budget, {name}: {_amount(cost)} of {_amount(budget)}{words}.")

@@ -73,6 +73,10 @@ def test_a_table_is_read_again_and_rounding_to_nearest_has_its_own(run: Run) -> 
     assert SensitivityTable.load("table.json").notes["rounding"].startswith("nearest, minmax")
     again = run("--max-bytes", int(SIZE.uniform(3)), "--sensitivity", "table.json", "--no-verify")
     assert again[0] == 0 and "Measure the sensitivity" not in again[1]
+    assert "measured on other weights" not in again[1]
+    other = run("--average-bits", 3, "--sensitivity", "table.json", "--method", "best", "--no-verify")
+    assert other[0] == 0 and "measured on other weights than the network will have" in " ".join(other[1].split())
+    run("--max-bytes", int(SIZE.uniform(3)), "--sensitivity", "table.json", "--no-verify")
     assert labkit.load("net.lab").graph.notes["planned"]["budgets"] == {"bytes": int(SIZE.uniform(3))}
 
 
