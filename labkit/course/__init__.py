@@ -1,1 +1,8 @@
-"""The course as a student has it: a folder of notebooks."""
+"""The course: eleven notebook modules whose tasks check themselves, and how they are made and proved.
+
+In a notebook: ``from labkit.course import check``, then ``check("m02.q1")``.
+"""
+
+from labkit.course.checking import check
+
+__all__ = ["check"]

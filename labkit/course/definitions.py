@@ -1,0 +1,191 @@
+"""What a notebook or script defines, taken out by its syntax: imports, functions, classes and literal assignments.
+
+Nothing is run here. Loops, calls, plots, magics and everything else at the top level are left out, and so it does not matter in
+which order the cells were run, whether they were run, or what an editor did to their ids. Of two definitions of a name the last
+one counts.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from labkit.errors import InputError
+
+__all__ = ["Definitions", "definitions_of", "read_cells", "read_definitions"]
+
+_MAGIC = re.compile(r"^\s*[%!?]|\?\s*$")
+_CELL_MAGICS_OF_PYTHON = ("%%time", "%%timeit", "%%capture", "%%prun")
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """The definitions of one submission.
+
+    Parameters
+    ----------
+    source : Python text that defines everything and does nothing else
+    names : what it defines, imports apart
+    strings : assignments of one string to a name, such as the answers to open questions
+    notes : what a reader should know: a cell that is no Python, a name defined twice
+    """
+
+    source: str
+    names: tuple[str, ...]
+    strings: dict[str, str]
+    notes: tuple[str, ...]
+
+
+def read_cells(path: str | Path) -> list[str]:
+    """The code cells of an ``.ipynb`` file in their order, or the whole of a ``.py`` file as one cell.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is no notebook.
+    """
+    file = Path(path)
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"Cannot read {file}: {error.strerror or error}. Name a notebook (.ipynb) or a script (.py)."
+        ) from error
+    text = raw.decode("utf-8-sig", "replace")
+    if file.suffix == ".py":
+        return [text]
+    try:
+        notebook = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file} is no notebook: {error}. Save it again from Jupyter, or hand in a .py file."
+        ) from error
+    cells = notebook.get("cells") if isinstance(notebook, dict) else None
+    if not isinstance(cells, list):
+        raise InputError(f"{file} is no notebook: it has no list of cells. Save it again from Jupyter.")
+    found = []
+    for cell in cells:
+        if not isinstance(cell, dict) or cell.get("cell_type") != "code":
+            continue
+        source = cell.get("source", "")
+        if isinstance(source, list):
+            source = "".join(line for line in source if isinstance(line, str))
+        if isinstance(source, str):
+            found.append(source)
+    return found
+
+
+def read_definitions(path: str | Path) -> Definitions:
+    """The definitions of the notebook or script ``path``.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or is no notebook.
+    """
+    return definitions_of(read_cells(path))
+
+
+def definitions_of(cells: list[str]) -> Definitions:
+    """The definitions in ``cells`` of Python text, in their order."""
+    kept: list[ast.stmt] = []
+    strings: dict[str, str] = {}
+    notes: list[str] = []
+    places: dict[str, int] = {}
+    for number, cell in enumerate(cells, 1):
+        try:
+            tree = ast.parse(_without_magics(cell))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
+            notes.append(f"Code cell {number} is no valid Python ({_said(error)}{line}) and was left out.")
+            continue
+        for statement in tree.body:
+            if not _is_definition(statement):
+                continue
+            for name in _names(statement):
+                if name in places and isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                    notes.append(f"{name} is defined twice (cells {places[name]} and {number}); the last one counts.")
+                if isinstance(statement, ast.FunctionDef | ast.ClassDef):
+                    places[name] = number
+                strings.pop(name, None)
+            value = statement.value if isinstance(statement, ast.Assign) else None
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                strings |= dict.fromkeys(_names(statement), value.value)
+            kept.append(statement)
+    source = "\n\n".join(ast.unparse(statement) for statement in kept) + "\n"
+    names = {name for statement in kept if not _is_import(statement) for name in _names(statement)}
+    return Definitions(source, tuple(sorted(names)), strings, tuple(notes))
+
+
+def _without_magics(cell: str) -> str:
+    """``cell`` with IPython's magics commented out; a cell in another language becomes empty."""
+    lines = cell.splitlines()
+    first = next((line.strip() for line in lines if line.strip()), "")
+    if first.startswith("%%") and not first.startswith(_CELL_MAGICS_OF_PYTHON):
+        return ""
+    try:
+        ast.parse(cell)
+        return cell  # no magics, and a % inside a string stays what it is
+    except (SyntaxError, ValueError):
+        return "\n".join(re.sub(r"\S.*", "pass", line) if _MAGIC.search(line) else line for line in lines)
+
+
+def _is_import(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Import | ast.ImportFrom)
+
+
+def _is_definition(statement: ast.stmt) -> bool:
+    if _is_import(statement):
+        # "from x import *" could hide anything under any name
+        return not any(alias.name == "*" for alias in statement.names)  # type: ignore[attr-defined]
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return True
+    if isinstance(statement, ast.Assign):
+        return all(isinstance(target, ast.Name) for target in statement.targets) and _is_literal(statement.value)
+    if isinstance(statement, ast.AnnAssign):
+        return isinstance(statement.target, ast.Name) and statement.value is not None and _is_literal(statement.value)
+    return False
+
+
+def _is_literal(node: ast.expr) -> bool:
+    """A number, string, None, a container of these, or arithmetic on numbers: what gives the same whenever it is computed."""
+    if isinstance(node, ast.Constant):
+        return True
+    if isinstance(node, ast.UnaryOp):
+        return _is_literal(node.operand)
+    if isinstance(node, ast.BinOp):  # 2**31 - 1; a power tower of literals is left out, as it may never end
+        return _is_literal(node.left) and _is_literal(node.right) and not _is_large_power(node)
+    if isinstance(node, ast.Tuple | ast.List | ast.Set):
+        return all(_is_literal(item) for item in node.elts)
+    if isinstance(node, ast.Dict):
+        return all(key is not None and _is_literal(key) for key in node.keys) and all(map(_is_literal, node.values))
+    return False
+
+
+def _is_large_power(node: ast.BinOp) -> bool:
+    if not isinstance(node.op, ast.Pow | ast.LShift | ast.Mult):
+        return False
+    small = (
+        isinstance(node.right, ast.Constant) and isinstance(node.right.value, int | float) and node.right.value <= 1024
+    )
+    simple = isinstance(node.left, ast.Constant) and isinstance(node.left.value, int | float)
+    return not (small and simple)
+
+
+def _names(statement: ast.stmt) -> list[str]:
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
+    if isinstance(statement, ast.Assign):
+        return [target.id for target in statement.targets if isinstance(target, ast.Name)]
+    if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+        return [statement.target.id]
+    return []
+
+
+def _said(error: BaseException) -> str:
+    return error.msg if isinstance(error, SyntaxError) else str(error) or type(error).__name__
