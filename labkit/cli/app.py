@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli import accuracy, bench, card, demo, fine_tune, lab, quantize, run, study, train, verify
+from labkit.cli import accuracy, bench, card, check, course, demo, fine_tune, lab, quantize, run, study, train, verify
 
 __all__ = ["app"]
 
@@ -48,3 +48,5 @@ app.command("fine-tune")(fine_tune.fine_tune)
 app.command("study")(study.study)
 app.command("init")(lab.init)
 app.command("lab")(lab.lab)
+app.command("check")(check.check)
+app.add_typer(course.app, name="course")

@@ -47,7 +47,7 @@ def play(draw: Callable[..., None], *, stills: Sequence[Mapping[str, Any]], **co
         )
         for name, values in controls.items()
     }
-    display(widgets.VBox([*sliders.values(), widgets.interactive_output(draw, sliders)]))
+    display(widgets.VBox([*sliders.values(), widgets.interactive_output(draw, sliders)]))  # type: ignore[no-untyped-call]
 
 
 def _widgets() -> Any:
@@ -59,5 +59,5 @@ def _widgets() -> Any:
         from IPython import get_ipython
     except ImportError:
         return None
-    shell = get_ipython()  # type: ignore[no-untyped-call]
+    shell = get_ipython()
     return ipywidgets if shell is not None and hasattr(shell, "kernel") else None
