@@ -13,7 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from labkit.course.verify.proofs import Proof
 
-__all__ = ["app"]
+__all__ = ["app", "build", "release", "verify"]
 
 app = typer.Typer(
     help="Make the course from its sources, prove it, and pack what students get. For instructors, in a clone of labkit.",
@@ -66,7 +66,7 @@ def verify(
     keep: Annotated[Path | None, typer.Option(help="A folder for the executed notebooks.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Modules at a time.")] = 1,
 ) -> None:
-    """Prove the course: blanks fail, solutions pass, mistakes get their hints, mutants are caught, notebooks run, nothing leaks."""
+    """Prove the course: blanks fail, solutions pass, mistakes get hints, mutants are caught, notebooks run, nothing leaks."""
     from labkit.course.loading import load_modules
 
     folder, names = _chosen(course, modules)

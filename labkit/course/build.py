@@ -9,6 +9,7 @@ from pathlib import Path
 from labkit.course.cases import cases_text, public_cases
 from labkit.course.loading import load_modules
 from labkit.course.notebook import notebook_text, setup_cells
+from labkit.course.overview import with_overview
 from labkit.course.source import answered, blanked, task_signatures, with_headings
 from labkit.course.tasks import Module
 from labkit.errors import InputError
@@ -31,7 +32,13 @@ class BuiltFile:
 
 
 def sources(course: Path) -> dict[str, tuple[str, Module | None]]:
-    """The text and the module of every script of ``course``/solutions by its stem; a script without tasks has no module."""
+    """The text and the module of every script of ``course``/solutions by its stem; a script without tasks has no module.
+
+    Raises
+    ------
+    InputError
+        A module of exercises/ has no script.
+    """
     by_stem = {module.stem: module for module in load_modules(course).values()}
     found: dict[str, tuple[str, Module | None]] = {
         path.stem: (path.read_text("utf-8"), by_stem.get(path.stem))
@@ -63,7 +70,7 @@ def _requirements(course: Path) -> tuple[str, ...]:
 
 
 def built(course: Path, only: str | None = None) -> list[BuiltFile]:
-    """Every notebook and every file of public cases of ``course``, or of the module ``only`` (``m02``) alone.
+    """Every notebook, every file of public cases and the tables of docs/course.md, or the files of the module ``only`` (``m02``).
 
     Raises
     ------
@@ -82,6 +89,9 @@ def built(course: Path, only: str | None = None) -> list[BuiltFile]:
         if module is not None:
             public = public_cases(module, task_signatures(answered(text)))
             found.append(BuiltFile(cases_folder(course) / f"{stem}.json", cases_text(public)))
+    page = course / "docs" / "course.md"
+    if only is None and page.exists():
+        found.append(BuiltFile(page, with_overview(page.read_text("utf-8"), list(load_modules(course).values()))))
     return found
 
 

@@ -49,10 +49,10 @@ def check(name: str, answer: Any = None) -> Feedback | ModuleFeedback:
     elif isinstance(answer, Mapping):
         namespace = answer
     else:
-        task = _item(_public(name), name)
-        if not isinstance(task, PublicTask):
-            raise InputError(f"{name} is no task for a function. Name one task, such as {_public(name).tasks[0].name}.")
-        return _of_function(task, answer)
+        for task in _public(name).tasks:
+            if task.name == name:
+                return _of_function(task, answer)
+        raise InputError(f"{name} is no task for a function. Name one task, such as {_public(name).tasks[0].name}.")
     return checked(_public(name), name, namespace)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def definitions_of(cells: list[str]) -> Definitions:
     places: dict[str, int] = {}
     for number, cell in enumerate(cells, 1):
         try:
-            tree = ast.parse(_without_magics(cell))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # such as "\\d" in a student's string
+                tree = ast.parse(_without_magics(cell))
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
             notes.append(f"Code cell {number} is no valid Python ({_said(error)}{line}) and was left out.")
@@ -127,7 +130,7 @@ def _without_magics(cell: str) -> str:
     if first.startswith("%%") and not first.startswith(_CELL_MAGICS_OF_PYTHON):
         return ""
     try:
-        ast.parse(cell)
+        ast.parse(cell)  # (the caller has turned warnings off)
         return cell  # no magics, and a % inside a string stays what it is
     except (SyntaxError, ValueError):
         return "\n".join(re.sub(r"\S.*", "pass", line) if _MAGIC.search(line) else line for line in lines)

@@ -38,6 +38,11 @@ class Kind:
     count : how many cases are drawn for a mark
     public : how many of them a student sees in ``check``; 0 hides the kind but for its name
     weight : its share of the task's points; a kind counts when all of its cases pass
+
+    Raises
+    ------
+    InputError
+        The counts or the weight make no sense.
     """
 
     name: str
@@ -100,6 +105,11 @@ class Task:
     library : the function of labkit that does the same, or None where labkit has none
     equivalent : mutants of the solution that are no mistakes
     seconds : processor time that one case may take
+
+    Raises
+    ------
+    InputError
+        A name is of another form, or something is missing.
     """
 
     name: str
@@ -156,6 +166,11 @@ class Question:
     points : whole points of the mark
     rubric : what earns how many points, each (points, what); they add up to ``points``
     minutes : what a student may need
+
+    Raises
+    ------
+    InputError
+        The name is of another form, or the rubric does not add up.
     """
 
     name: str
@@ -179,7 +194,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Module:
-    """One notebook of the course: ``name`` is ``m02``, ``topic`` the rest of its file's name."""
+    """One notebook of the course: ``name`` is ``m02``, ``topic`` the rest of its file's name.
+
+    Raises
+    ------
+    InputError
+        It holds a task of another module, or two that ask for the same name.
+    """
 
     name: str
     topic: str

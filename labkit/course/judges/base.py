@@ -99,7 +99,10 @@ def _base(value: bool | int | float | str) -> bool | int | float | str:
 
 
 def as_array(value: Any) -> NDArray[Any] | None:
-    """A plain number, array, or regular nested list or tuple of numbers, as an array of any shape; None for anything else."""
+    """A plain number, array, or regular nested list or tuple of numbers, as an array of the same shape and its own dtype.
+
+    None for anything else.
+    """
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, bool | int | float):

@@ -31,7 +31,10 @@ class RoundingChoice:
     high: str | None = None
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
-        """Another shape, no integers, a forbidden choice, or too large an error."""
+        """What is wrong with ``got``: its shape or type, a forbidden choice, an error too large beside that of ``expected``.
+
+        ``inputs`` are the case's.
+        """
         have, want = as_array(got), np.asarray(expected)
         if have is None or have.shape != want.shape:
             return Exact().compare(got, expected, inputs)
@@ -62,7 +65,7 @@ class RoundingChoice:
         return None
 
     def same(self, got: Any, other: Any) -> bool:
-        """The same integers."""
+        """``got`` has the integers of ``other``."""
         return Exact().same(got, other)
 
 
@@ -80,7 +83,7 @@ class BestPlan:
     slack: float = 1.0
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
-        """No plan, one over the budget, or one that loses more than it must."""
+        """What is wrong with ``got``: no plan, over the budget of ``inputs``, or a loss above that of ``expected``."""
         losses, costs = np.asarray(inputs[self.losses], np.float64), np.asarray(inputs[self.costs], np.float64)
         have, want = as_array(got), np.asarray(expected)
         if have is None or have.shape != want.shape or have.dtype.kind not in "iu":
@@ -98,5 +101,5 @@ class BestPlan:
         return None
 
     def same(self, got: Any, other: Any) -> bool:
-        """The same indices."""
+        """``got`` has the indices of ``other``."""
         return Exact().same(got, other)

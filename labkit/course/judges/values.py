@@ -32,7 +32,10 @@ class Exact:
     kind: ClassVar[str] = "exact"
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
-        """The first element that differs; a list passes for an array, and any width of integer for another."""
+        """The first element of ``got`` that differs from ``expected``; ``inputs`` do not matter.
+
+        A list passes for an array, and any width of integer for another.
+        """
         want = as_array(expected)
         if want is None or want.dtype.kind not in "biuf":
             if type(got) is type(expected) and got == expected:
@@ -54,7 +57,7 @@ class Exact:
         return _first(have, want, have != want, "The value differs.")
 
     def same(self, got: Any, other: Any) -> bool:
-        """Equal with tolerance 0."""
+        """``got`` equals ``other`` with tolerance 0."""
         return self.compare(got, other, {}) is None
 
 
@@ -71,7 +74,10 @@ class Close:
     of_largest: bool = False
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
-        """The first element that is too far away; NaN equals NaN, and an infinity itself."""
+        """The first element of ``got`` too far from ``expected``; ``inputs`` do not matter.
+
+        NaN equals NaN, and an infinity itself.
+        """
         want = as_array(expected)
         if want is None:
             return Exact().compare(got, expected, inputs)
@@ -88,7 +94,7 @@ class Close:
         return _first(have, want, ~good, "The value is too far away.")
 
     def same(self, got: Any, other: Any) -> bool:
-        """Within the same tolerance."""
+        """``got`` is within the tolerance of ``other``."""
         return self.compare(got, other, {}) is None
 
 
@@ -100,7 +106,7 @@ class Items:
     judges: tuple[Judge, ...]
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
-        """The first place that is wrong."""
+        """The first place where ``got`` is not as ``expected``, given the case's ``inputs``."""
         if isinstance(got, np.ndarray) and len(got) == len(self.judges):
             got = [item if item.ndim else item.item() for item in (np.asarray(item) for item in got)]
         if not isinstance(got, tuple | list) or len(got) != len(self.judges):
@@ -113,7 +119,7 @@ class Items:
         return None
 
     def same(self, got: Any, other: Any) -> bool:
-        """Every place is the same."""
+        """Every place of ``got`` is that of ``other``."""
         return (
             isinstance(got, tuple | list)
             and isinstance(other, tuple | list)
@@ -131,7 +137,7 @@ class Fields:
     judges: tuple[Judge, ...]
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
-        """The first entry that is missing, too many or wrong."""
+        """The first entry of ``got`` that is not as ``expected``, given the case's ``inputs``."""
         if not isinstance(got, dict) or set(got) != set(self.names):
             have = ", ".join(map(repr, got)) if isinstance(got, dict) else shortened(got)
             return Difference(
@@ -143,7 +149,7 @@ class Fields:
         return None
 
     def same(self, got: Any, other: Any) -> bool:
-        """Every entry is the same."""
+        """Every entry of ``got`` is that of ``other``."""
         return (
             isinstance(got, dict)
             and isinstance(other, dict)

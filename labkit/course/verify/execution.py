@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from labkit.course.build import answered_notebook
+from labkit.course.build import answered_notebook, cases_folder
 from labkit.errors import InputError, LabkitError
 
 __all__ = ["Execution", "executed"]
@@ -60,6 +61,8 @@ def executed(course: Path, stem: str, *, data: str = "mnist5k", showcase_seconds
     environment.pop("MPLBACKEND", None)
     notebook = nbformat.reads(answered_notebook(course, stem), as_version=4)  # type: ignore[no-untyped-call]
     with TemporaryDirectory() as place:
+        if cases_folder(course).is_dir():  # this course's own, whatever labkit brings
+            shutil.copytree(cases_folder(course), Path(place) / "labkit-cases")
         if data == "mnist5k":
             empty = Path(place) / "no-data"
             empty.mkdir()

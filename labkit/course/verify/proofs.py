@@ -145,7 +145,11 @@ def _solutions(module: Module, public: PublicModule, solved: ModuleType) -> Iter
             yield f"{task.name}: {found.notes[0]}"
         for seed in (MARK_SEED, MARK_SEED + 1):
             for number, case in enumerate(draw_cases(task, seed, mistakes=False)):
-                value = result_of(getattr(solved, task.function), case.inputs)
+                try:
+                    value = result_of(getattr(solved, task.function), case.inputs)
+                except Exception as error:
+                    yield f"{task.name}: the solution raises, seed {seed}, case {number} ({case.kind}): {error!r}"
+                    break
                 if wrong := shown.judge.compare(value, case.expected, case.inputs):
                     yield f"{task.name}: solution and oracle differ, seed {seed}, case {number} ({case.kind}): {_said(wrong)}"
                     break
