@@ -104,13 +104,13 @@ def _proofs(
     keep: Path | None,
     tell: Callable[[str, int, int], None],
 ) -> list[Proof]:
-    from labkit.course.loading import load_modules
+    from labkit.course.loading import load_module
     from labkit.course.verify.execution import executed
     from labkit.course.verify.mutation import mutation_of
     from labkit.course.verify.proofs import of_execution, of_mutation, static_proofs
     from labkit.files import make_folder, write_atomically
 
-    module = load_modules(course)[name]
+    module = load_module(course, name)
     tell(f"{name} cases", 0, 1)
     proofs = list(static_proofs(course, name))
     tell(f"{name} cases", 1, 1)
@@ -166,13 +166,10 @@ def release(
 
 
 def _chosen(course: Path | None, modules: Iterable[str] | None) -> tuple[Path, list[str]]:
-    from labkit.course.loading import find_course, load_modules
-    from labkit.errors import InputError
+    from labkit.course.loading import find_course, load_module
 
     folder = find_course(course)
     names = list(modules or ())
-    known = load_modules(folder)
     for name in names:
-        if name not in known:
-            raise InputError(f"There is no module {name!r}; there are {', '.join(known)}.")
+        load_module(folder, name)
     return folder, names

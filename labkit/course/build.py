@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.course.cases import cases_text, public_cases
-from labkit.course.loading import load_modules
+from labkit.course.loading import load_module, load_modules
 from labkit.course.notebook import notebook_text, setup_cells
 from labkit.course.overview import with_overview
 from labkit.course.source import answered, blanked, task_signatures, with_headings
@@ -15,7 +15,7 @@ from labkit.course.tasks import Module
 from labkit.errors import InputError
 from labkit.files import write_atomically
 
-__all__ = ["BuiltFile", "answered_notebook", "built", "cases_folder", "sources", "write_built"]
+__all__ = ["BuiltFile", "answered_notebook", "built", "cases_folder", "source_of", "sources", "write_built"]
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,26 @@ def sources(course: Path) -> dict[str, tuple[str, Module | None]]:
     InputError
         A module of exercises/ has no script.
     """
-    by_stem = {module.stem: module for module in load_modules(course).values()}
-    found: dict[str, tuple[str, Module | None]] = {
-        path.stem: (path.read_text("utf-8"), by_stem.get(path.stem))
-        for path in sorted((course / "solutions").glob("*.py"))
-    }
-    if lost := sorted(set(by_stem) - set(found)):
+    scripts = {path.stem: path.read_text("utf-8") for path in sorted((course / "solutions").glob("*.py"))}
+    modules = {module.stem: module for module in load_modules(course).values()}
+    if lost := sorted(set(modules) - set(scripts)):
         raise InputError(f"exercises/ has {', '.join(lost)}, and solutions/ has no such script.")
-    return found
+    return {stem: (text, modules.get(stem)) for stem, text in scripts.items()}
+
+
+def source_of(course: Path, stem: str) -> tuple[str, Module | None]:
+    """The text and the module of ``course``/solutions/``stem``.py alone.
+
+    Raises
+    ------
+    InputError
+        There is no such script.
+    """
+    path = course / "solutions" / f"{stem}.py"
+    if not path.exists():
+        raise InputError(f"solutions/ has no {path.name}.")
+    is_module = (course / "exercises" / f"{stem}.py").exists()
+    return path.read_text("utf-8"), load_module(course, stem.split("_")[0]) if is_module else None
 
 
 def cases_folder(course: Path) -> Path:
@@ -79,9 +91,12 @@ def built(course: Path, only: str | None = None) -> list[BuiltFile]:
     """
     repository, needs = _repository(course), _requirements(course)
     found = []
-    for stem, (text, module) in sources(course).items():
-        if only is not None and (module is None or module.name != only):
-            continue
+    if only is None:
+        chosen = sources(course)
+    else:
+        stem = load_module(course, only).stem
+        chosen = {stem: source_of(course, stem)}
+    for stem, (text, module) in chosen.items():
         where = f"solutions/{stem}.py"
         blank = with_headings(blanked(text, module, where), module, where)
         setup = setup_cells(stem, repository, needs)
@@ -97,7 +112,7 @@ def built(course: Path, only: str | None = None) -> list[BuiltFile]:
 
 def answered_notebook(course: Path, stem: str) -> str:
     """The notebook of ``course``/solutions/``stem``.py with its answers filled in, as the text of an ``.ipynb`` file."""
-    text, module = sources(course)[stem]
+    text, module = source_of(course, stem)
     return notebook_text(
         with_headings(answered(text), module, f"solutions/{stem}.py"), module, setup_cells(stem, "", ())
     )

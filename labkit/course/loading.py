@@ -14,7 +14,7 @@ from types import ModuleType
 from labkit.course.tasks import Module
 from labkit.errors import InputError
 
-__all__ = ["find_course", "load_modules", "module_of_text"]
+__all__ = ["find_course", "load_module", "load_modules", "module_of_text"]
 
 
 def find_course(folder: str | Path | None = None) -> Path:
@@ -35,7 +35,6 @@ def find_course(folder: str | Path | None = None) -> Path:
     )
 
 
-@cache
 def load_modules(course: Path) -> dict[str, Module]:
     """Every module of ``course`` by its name (``m02``), in order.
 
@@ -44,15 +43,33 @@ def load_modules(course: Path) -> dict[str, Module]:
     InputError
         A file of ``exercises/`` has no ``MODULE``, or one whose name is not the file's.
     """
-    found = {}
-    for path in sorted((course / "exercises").glob("m[0-9][0-9]_*.py")):
-        loaded = _module_of_file(path)
-        module = getattr(loaded, "MODULE", None)
-        if not isinstance(module, Module) or module.stem != path.stem:
-            said = f"{module.stem!r}" if isinstance(module, Module) else "none"
-            raise InputError(f"{path.name}: a MODULE named like the file ({path.stem!r}) is wanted, got {said}.")
-        found[module.name] = module
-    return found
+    paths = sorted((course / "exercises").glob("m[0-9][0-9]_*.py"))
+    return {module.name: module for module in map(_loaded, paths)}
+
+
+def load_module(course: Path, name: str) -> Module:
+    """The module ``name`` (``m02``) of ``course``, without a look at the others.
+
+    Raises
+    ------
+    InputError
+        There is no such module, or its file has no ``MODULE`` of its name.
+    """
+    paths = sorted((course / "exercises").glob("m[0-9][0-9]_*.py"))
+    for path in paths:
+        if path.stem.split("_")[0] == name:
+            return _loaded(path)
+    known = ", ".join(path.stem.split("_")[0] for path in paths) or "none"
+    raise InputError(f"There is no module {name!r}; there are {known}.")
+
+
+@cache
+def _loaded(path: Path) -> Module:
+    module = getattr(_module_of_file(path), "MODULE", None)
+    if not isinstance(module, Module) or module.stem != path.stem:
+        said = f"{module.stem!r}" if isinstance(module, Module) else "none"
+        raise InputError(f"{path.name}: a MODULE named like the file ({path.stem!r}) is wanted, got {said}.")
+    return module
 
 
 def _module_of_file(path: Path) -> ModuleType:

@@ -6,34 +6,23 @@ import json
 import zipfile
 from pathlib import Path
 
-from labkit.course.build import BuiltFile, built, sources
+from labkit.course.build import source_of, sources
 from labkit.course.source import blanked, solution_lines, with_headings
 
-__all__ = ["leaks_in_archive", "leaks_in_notebooks"]
+__all__ = ["leaks_in_archive", "leaks_in_notebook"]
 
 _TELLING = 24
 """A line of an answer that is at least so long says something; a shorter one (``return total``) stands anywhere."""
 
 
-def leaks_in_notebooks(course: Path, files: list[BuiltFile] | None = None) -> dict[str, list[str]]:
-    """The telling lines of answers that stand in a blanked notebook of ``course``, by notebook.
-
-    ``files`` are what `built` gave, where it was called before.
-    """
-    texts = {
-        made.path.stem: {
-            line.strip() for cell in json.loads(made.text)["cells"] for line in "".join(cell["source"]).split("\n")
-        }
-        for made in (built(course) if files is None else files)
-        if made.path.suffix == ".ipynb"
-    }
-    found: dict[str, list[str]] = {}
-    for stem, (text, _) in sources(course).items():
-        for line in solution_lines(text, stem):
-            if len(line) >= _TELLING:
-                for notebook in (name for name, lines in texts.items() if line in lines):
-                    found.setdefault(notebook, []).append(line)
-    return {name: sorted(lines) for name, lines in found.items()}
+def leaks_in_notebook(course: Path, stem: str) -> list[str]:
+    """The telling lines of any answer of ``course`` that stand in the blanked notebook ``stem``."""
+    text, module = source_of(course, stem)
+    blank = {line.strip() for line in with_headings(blanked(text, module, stem), module, stem).split("\n")}
+    answers: set[str] = set()
+    for path in sorted((course / "solutions").glob("*.py")):
+        answers |= solution_lines(path.read_text("utf-8"), path.stem)
+    return sorted(line for line in answers & blank if len(line) >= _TELLING)
 
 
 def leaks_in_archive(course: Path, archive: Path) -> list[str]:

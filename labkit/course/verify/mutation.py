@@ -16,7 +16,7 @@ from typing import Any
 
 from labkit.course.cases import Case, draw_cases, result_of
 from labkit.course.definitions import definitions_of
-from labkit.course.loading import load_modules, module_of_text
+from labkit.course.loading import load_module, module_of_text
 from labkit.course.source import answered, solution_ranges
 from labkit.course.tasks import Equivalent, Task
 from labkit.course.verify.mutants import Mutant, mutants
@@ -81,7 +81,7 @@ class Mutation:
 
 def mutation_of(course: Path, name: str, tell: Callable[[int, int], None] = lambda done, total: None) -> Mutation:
     """The mutants of the module ``name`` of ``course``; ``tell(done, total)`` is called as they are tried."""
-    module = load_modules(course)[name]
+    module = load_module(course, name)
     text = (course / "solutions" / f"{module.stem}.py").read_text("utf-8")
     ranges = solution_ranges(text)
     jobs = [
@@ -146,7 +146,7 @@ def _work(pipe: Connection, course: str, name: str, jobs: list[_Job]) -> None:
     warnings.simplefilter("ignore")
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     folder = Path(course)
-    module = load_modules(folder)[name]
+    module = load_module(folder, name)
     text = answered((folder / "solutions" / f"{module.stem}.py").read_text("utf-8"))
     definitions = definitions_of([text]).source
     tasks = {task.name: task for task in module.tasks}

@@ -17,11 +17,11 @@ from labkit.course.definitions import definitions_of
 from labkit.course.feedback import Feedback
 from labkit.course.judges.base import Difference
 from labkit.course.judges.values import Close
-from labkit.course.loading import load_modules, module_of_text
+from labkit.course.loading import load_module, module_of_text
 from labkit.course.source import answered, task_signatures
 from labkit.course.tasks import Module, Task
 from labkit.course.verify.execution import Execution
-from labkit.course.verify.leaks import leaks_in_notebooks
+from labkit.course.verify.leaks import leaks_in_notebook
 from labkit.course.verify.mutation import MARK_SEED, Mutation
 
 __all__ = ["Proof", "of_execution", "of_mutation", "static_proofs"]
@@ -43,7 +43,7 @@ class Proof:
 
 def static_proofs(course: Path, name: str) -> Iterator[Proof]:
     """Everything that can be proved of the module ``name`` of ``course`` without running its notebook or its mutants."""
-    module = load_modules(course)[name]
+    module = load_module(course, name)
     text = (course / "solutions" / f"{module.stem}.py").read_text("utf-8")
     files = built(course, name)
     yield Proof("form", tuple(_form(module)))
@@ -54,7 +54,7 @@ def static_proofs(course: Path, name: str) -> Iterator[Proof]:
     solved = module_of_text(definitions_of([answered(text)]).source, f"{name}_answered")
     yield Proof("solutions", tuple(_solutions(module, public, solved)))
     yield Proof("mistakes", tuple(_mistakes(module, public)))
-    leaks = leaks_in_notebooks(course).get(module.stem, [])
+    leaks = leaks_in_notebook(course, module.stem)
     yield Proof("no leaks", tuple(f"a line of an answer stands in the notebook: {line}" for line in leaks))
     yield Proof("library", tuple(_names(module)))
 

@@ -12,7 +12,7 @@ from labkit.course.build import write_built
 from labkit.course.loading import load_modules
 from labkit.course.release import write_release
 from labkit.course.verify.execution import Execution, executed
-from labkit.course.verify.leaks import leaks_in_archive, leaks_in_notebooks
+from labkit.course.verify.leaks import leaks_in_archive, leaks_in_notebook
 from labkit.course.verify.mutation import mutation_of
 from labkit.course.verify.proofs import of_execution, of_mutation, static_proofs
 from labkit.errors import InputError, OutputError
@@ -173,7 +173,8 @@ def test_leaks_of_one_module_into_another_are_found(course: Path) -> None:
     (course / "solutions" / "tour.py").write_text(
         "# %%\ndef q(x, step):\n    return np.rint(x / step).astype(np.int64)\n"
     )
-    assert leaks_in_notebooks(course) == {"tour": ["return np.rint(x / step).astype(np.int64)"]}
+    assert leaks_in_notebook(course, "tour") == ["return np.rint(x / step).astype(np.int64)"]
+    assert leaks_in_notebook(course, "m90_tiny") == []
 
 
 @pytest.mark.parametrize(
