@@ -6,7 +6,22 @@ from typing import Annotated
 
 import typer
 
-from labkit.cli import accuracy, bench, card, check, course, demo, fine_tune, lab, quantize, run, study, train, verify
+from labkit.cli import (
+    accuracy,
+    bench,
+    card,
+    check,
+    course,
+    demo,
+    fine_tune,
+    grade,
+    lab,
+    quantize,
+    run,
+    study,
+    train,
+    verify,
+)
 
 __all__ = ["app"]
 
@@ -49,4 +64,6 @@ app.command("study")(study.study)
 app.command("init")(lab.init)
 app.command("lab")(lab.lab)
 app.command("check")(check.check)
+app.command("grade")(grade.grade)
+app.command("replay")(grade.replay)
 app.add_typer(course.app, name="course")

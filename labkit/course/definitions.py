@@ -11,12 +11,13 @@ import ast
 import json
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from labkit.errors import InputError
 
-__all__ = ["Definitions", "definitions_of", "read_cells", "read_definitions"]
+__all__ = ["Definitions", "definitions_of", "reachable", "read_cells", "read_cells_of", "read_definitions"]
 
 _MAGIC = re.compile(r"^\s*[%!?]|\?\s*$")
 _CELL_MAGICS_OF_PYTHON = ("%%time", "%%timeit", "%%capture", "%%prun")
@@ -55,18 +56,29 @@ def read_cells(path: str | Path) -> list[str]:
         raise InputError(
             f"Cannot read {file}: {error.strerror or error}. Name a notebook (.ipynb) or a script (.py)."
         ) from error
+    return read_cells_of(raw, str(file))
+
+
+def read_cells_of(raw: bytes, name: str) -> list[str]:
+    """The code cells in the bytes ``raw`` of a notebook, or of a script where ``name`` ends in ``.py``.
+
+    Raises
+    ------
+    InputError
+        They are no notebook.
+    """
     text = raw.decode("utf-8-sig", "replace")
-    if file.suffix == ".py":
+    if name.endswith(".py"):
         return [text]
     try:
         notebook = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{file} is no notebook: {error}. Save it again from Jupyter, or hand in a .py file."
+            f"{name} is no notebook: {error}. Save it again from Jupyter, or hand in a .py file."
         ) from error
     cells = notebook.get("cells") if isinstance(notebook, dict) else None
     if not isinstance(cells, list):
-        raise InputError(f"{file} is no notebook: it has no list of cells. Save it again from Jupyter.")
+        raise InputError(f"{name} is no notebook: it has no list of cells. Save it again from Jupyter.")
     found = []
     for cell in cells:
         if not isinstance(cell, dict) or cell.get("cell_type") != "code":
@@ -121,6 +133,31 @@ def definitions_of(cells: list[str]) -> Definitions:
     source = "\n\n".join(ast.unparse(statement) for statement in kept) + "\n"
     names = {name for statement in kept if not _is_import(statement) for name in _names(statement)}
     return Definitions(source, tuple(sorted(names)), strings, tuple(notes))
+
+
+def reachable(source: str, names: Iterable[str]) -> str:
+    """The part of ``source``, as `Definitions` hold it, that the functions ``names`` can come to use.
+
+    A statement stays when a name that it binds is mentioned in a statement that stays. What a plot needs is left out, and so is the time
+    that its imports take.
+    """
+    statements = ast.parse(source).body
+    binding: dict[str, list[int]] = {}
+    for place, statement in enumerate(statements):
+        for name in _names(statement):
+            binding.setdefault(name, []).append(place)
+    waiting, kept = list(names), set[int]()
+    seen: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        for place in binding.get(name, []):
+            if place not in kept:
+                kept.add(place)
+                waiting += {node.id for node in ast.walk(statements[place]) if isinstance(node, ast.Name)}
+    return "\n\n".join(ast.unparse(statements[place]) for place in sorted(kept)) + "\n"
 
 
 def _without_magics(cell: str) -> str:
