@@ -26,7 +26,7 @@ def grade(
     roster: Annotated[Path | None, typer.Option(help="A CSV file with a column student; tells who is missing.")] = None,
     manual: Annotated[Path | None, typer.Option(help="A CSV file student,question,points for open questions.")] = None,
     seed_file: Annotated[
-        Path | None, typer.Option(help="The private seed; made where missing. OUT/seed.txt where left out.")
+        Path | None, typer.Option(help="The private seed, made where missing; else OUT/seed.txt.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time.")] = 2,
     timeout: Annotated[
@@ -103,7 +103,7 @@ def _manual(path: Path, questions: list[str]) -> dict[tuple[str, str], Fraction]
                     found[student, question] = Fraction(points)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError, ZeroDivisionError) as error:
         raise InputError(
-            f"Cannot read {path}: {error}. A CSV file with the columns student,question,points is wanted."
+            f"Cannot read {path}: {error}. A CSV file with columns student,question,points is wanted."
         ) from error
     return found
 

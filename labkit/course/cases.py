@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -87,7 +88,8 @@ def result_of(function: Any, inputs: Mapping[str, Any]) -> Any:
     InputError
         It returned something that is no plain value.
     """
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return plain(function(**build(deepcopy(dict(inputs)))))
 
 

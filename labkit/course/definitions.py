@@ -138,8 +138,8 @@ def definitions_of(cells: list[str]) -> Definitions:
 def reachable(source: str, names: Iterable[str]) -> str:
     """The part of ``source``, as `Definitions` hold it, that the functions ``names`` can come to use.
 
-    A statement stays when a name that it binds is mentioned in a statement that stays. What a plot needs is left out, and so is the time
-    that its imports take.
+    A statement stays when a name that it binds is mentioned in a statement that stays. What a plot needs is left out, and so is
+    the time that its imports take.
     """
     statements = ast.parse(source).body
     binding: dict[str, list[int]] = {}

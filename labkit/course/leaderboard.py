@@ -114,7 +114,7 @@ class Leaderboard:
     def _rows(self) -> Iterator[tuple[str, ...]]:
         for number, place in enumerate(self.places, 1):
             entry = place.entry
-            behind = "" if number == 1 else f"{-place.behind:+.2f} ± {place.behind_error:.2f}"
+            behind = "" if number == 1 else f"{0.0 - place.behind:+.2f} ± {place.behind_error:.2f}"
             time = "" if place.time is None else "{:.2f} ({:.2f}..{:.2f})".format(*place.time)
             same = f" (the net of {place.same_as})" if place.same_as else ""
             yield (

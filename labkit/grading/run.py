@@ -1,4 +1,4 @@
-"""Grades a folder: every submission once, several at a time, each written as soon as it is done, and gone on with after a stop."""
+"""Grades a folder: every submission once, several at a time, each written as soon as it is done; a stopped run goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds the submissions in a folder: who handed in what, which attempt counts, and the notebook's bytes. Nothing is unpacked to disk."""
+"""Finds the submissions in a folder: whose, which attempt counts, and the notebook's bytes. Nothing is unpacked to disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_BYTES = 50 << 20  # of one notebook; an honest one with all its plots has 
 _MOST_MEMBERS = 2000
 _ENDINGS = (".ipynb", ".py")
 
-# Canvas: name_LATE_12345_67890_file-2.ipynb (attempts from 1); Moodle: "First Last_12345_assignsubmission_file_", a folder or a prefix.
+# Canvas: name_LATE_12345_67890_file-2.ipynb; Moodle: "First Last_12345_assignsubmission_file_", a folder or a prefix.
 _CANVAS = re.compile(r"^(?P<student>[^_]+?)_(?:LATE_)?\d+_\d+_.+?(?:-(?P<attempt>\d+))?$")
 _MOODLE = re.compile(r"^(?P<student>.+?)_(?P<number>\d+)_assignsubmission_(?:file|onlinetext)(?:_.*)?$")
 _UNSAFE = re.compile(r"[^\w.@+ -]+", re.UNICODE)
