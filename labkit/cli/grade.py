@@ -33,6 +33,9 @@ def grade(
         float | None,
         typer.Option(help="Seconds of the wall clock for one case; processor time is limited by the task."),
     ] = None,
+    cluster: Annotated[
+        str, typer.Option(help="A Dask scheduler whose workers run the submissions: tcp://HOST:8786.")
+    ] = "",
     only: Annotated[list[str] | None, typer.Option(help="Grade this student alone; may be given again.")] = None,
     regrade: Annotated[bool, typer.Option("--regrade", help="Grade again what was graded before.")] = False,
     unsafe: Annotated[
@@ -64,6 +67,7 @@ def grade(
             regrade=regrade,
             unsafe=unsafe,
             patience=timeout,
+            cluster=cluster,
             tell=lambda done, total, student: tell("submissions", done, total),
         )
     table = Table(title=f"{module} {graded.module.title}: {len(graded.verdicts)} submissions")

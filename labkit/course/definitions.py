@@ -8,6 +8,7 @@ one counts.
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import re
 import warnings
@@ -20,6 +21,7 @@ from labkit.errors import InputError
 __all__ = ["Definitions", "definitions_of", "reachable", "read_cells", "read_cells_of", "read_definitions"]
 
 _MAGIC = re.compile(r"^\s*[%!?]|\?\s*$")
+_MOST_CODE = 1_000_000  # characters; a module's code has some ten thousand
 _CELL_MAGICS_OF_PYTHON = ("%%time", "%%timeit", "%%capture", "%%prun")
 
 
@@ -67,7 +69,8 @@ def read_cells_of(raw: bytes, name: str) -> list[str]:
     InputError
         They are no notebook.
     """
-    text = raw.decode("utf-8-sig", "replace")
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # what Windows calls Unicode
+    text = raw.decode("utf-16" if wide else "utf-8-sig", "replace")
     if name.endswith(".py"):
         return [text]
     try:
@@ -105,10 +108,18 @@ def read_definitions(path: str | Path) -> Definitions:
 def definitions_of(cells: list[str]) -> Definitions:
     """The definitions in ``cells`` of Python text, in their order."""
     kept: list[ast.stmt] = []
+    texts: list[str] = []
     strings: dict[str, str] = {}
     notes: list[str] = []
     places: dict[str, int] = {}
+    room = _MOST_CODE
     for number, cell in enumerate(cells, 1):
+        room -= len(cell)
+        if room < 0:
+            notes.append(
+                f"From code cell {number} on everything was left out: more than {_MOST_CODE:,} characters of code."
+            )
+            break
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # such as "\\d" in a student's string
@@ -118,7 +129,20 @@ def definitions_of(cells: list[str]) -> Definitions:
             notes.append(f"Code cell {number} is no valid Python ({_said(error)}{line}) and was left out.")
             continue
         for statement in tree.body:
-            if not _is_definition(statement):
+            try:
+                if not _is_definition(statement):
+                    continue
+                text = ast.unparse(statement)
+                ast.parse(text)
+            except (
+                SyntaxError,
+                ValueError,
+                RecursionError,
+                MemoryError,
+            ):  # a number of thousands of digits, or brackets in brackets in brackets
+                notes.append(
+                    f"Code cell {number}, line {statement.lineno}: this is too large or too deep, and was left out."
+                )
                 continue
             for name in _names(statement):
                 if name in places and isinstance(statement, ast.FunctionDef | ast.ClassDef):
@@ -130,7 +154,8 @@ def definitions_of(cells: list[str]) -> Definitions:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 strings |= dict.fromkeys(_names(statement), value.value)
             kept.append(statement)
-    source = "\n\n".join(ast.unparse(statement) for statement in kept) + "\n"
+            texts.append(text)
+    source = "\n\n".join(texts) + "\n"
     names = {name for statement in kept if not _is_import(statement) for name in _names(statement)}
     return Definitions(source, tuple(sorted(names)), strings, tuple(notes))
 
@@ -146,7 +171,7 @@ def reachable(source: str, names: Iterable[str]) -> str:
     for place, statement in enumerate(statements):
         for name in _names(statement):
             binding.setdefault(name, []).append(place)
-    waiting, kept = list(names), set[int]()
+    waiting, kept = [*names, "*"], set[int]()  # what "from numpy import *" binds is anybody's guess, so it stays
     seen: set[str] = set()
     while waiting:
         name = waiting.pop()

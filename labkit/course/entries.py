@@ -24,7 +24,18 @@ from labkit.graph.costs import costs
 from labkit.graph.ir import IntGraph
 from labkit.net import IntegerNet
 
-__all__ = ["COURSE_BUDGET", "Budget", "Entry", "answers", "entry_of", "make_entry", "parameter_bytes", "read_claim"]
+__all__ = [
+    "CLAIM",
+    "COURSE_BUDGET",
+    "NET",
+    "Budget",
+    "Entry",
+    "answers",
+    "entry_of",
+    "make_entry",
+    "parameter_bytes",
+    "read_claim",
+]
 
 NET, CLAIM = "net.lab", "entry.json"
 SCHEMA = "labkit.entry/1"
@@ -64,6 +75,11 @@ class Entry:
     size, bit_operations : as in `Budget`.
     sha256 : of the bytes of ``net.lab``, in hexadecimal digits.
     labkit : the version that measured.
+
+    Raises
+    ------
+    InputError
+        A field is of another type, or the name is none.
     """
 
     name: str
@@ -127,7 +143,7 @@ def parameter_bytes(graph: IntGraph) -> int:
 
 
 def answers(net: IntegerNet, data: DataSet) -> NDArray[np.bool_]:
-    """Whether ``net`` is right about each of all test images of ``data``, in their order.
+    """Whether ``net`` is right about each of all test images of ``data``, bool [images], in their order.
 
     Raises
     ------
@@ -148,7 +164,7 @@ def answers(net: IntegerNet, data: DataSet) -> NDArray[np.bool_]:
 
 
 def entry_of(content: bytes, name: str, data: DataSet) -> tuple[Entry, NDArray[np.bool_]]:
-    """The entry of a network as it is measured here, and whether it is right about each test image.
+    """The entry of a network as it is measured here, and whether it is right about each test image, bool [images].
 
     Parameters
     ----------

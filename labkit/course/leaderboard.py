@@ -49,7 +49,7 @@ class Place:
     time : median of the ratios of its time for one image to that of 8 bits, with the 10th and 90th percentile; None where
         it was not measured.
     same_as : the folder of an earlier place with the very same network, '' where there is none.
-    right : bool, whether it is right about each test image.
+    right : bool [images], whether it is right about each test image.
     """
 
     folder: str
@@ -252,7 +252,7 @@ def eight_bits(data: DataSet) -> IntegerNet:
 
 
 def relative_time(net: IntegerNet, reference: IntegerNet, images: NDArray[np.float32]) -> tuple[float, float, float]:
-    """The time of ``net`` over that of ``reference`` for the same ``images``: median, 10th and 90th percentile.
+    """The time of ``net`` over that of ``reference`` for the same ``images``, float32 [N, ...]: median, 10th and 90th percentile.
 
     Both run in turns on one thread; the ratio is taken in each turn, so that what disturbs the machine disturbs both.
     """

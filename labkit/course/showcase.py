@@ -116,8 +116,6 @@ def show_accuracy(
     InputError
         There is no network, or one returned no row of logits for each image.
     """
-    from rich.progress import BarColumn, Progress, TextColumn
-
     if not networks:
         raise InputError("There is no network to run; give at least one function from images to logits.")
     budget = seconds_to_spend() if seconds is None else seconds
@@ -125,23 +123,50 @@ def show_accuracy(
     correct = dict.fromkeys(networks, 0)
     spent = dict.fromkeys(networks, 0.0)
     done = 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f} s"))
-    with Progress(*columns, transient=True) as progress:
-        bar = progress.add_task("0 images", total=budget)
-        while done < len(labels) and (done == 0 or sum(spent.values()) < budget):
-            x, y = images[done : done + batch], labels[done : done + batch]
-            for name, network in networks.items():
-                begun = time.perf_counter()
-                logits = np.asarray(_array(network(x)))
-                spent[name] += time.perf_counter() - begun
-                if logits.ndim != 2 or len(logits) != len(x):
-                    raise InputError(
-                        f"{name}: {len(x)} rows of logits are wanted, one an image; got shape {logits.shape}."
-                    )
-                correct[name] += int(np.count_nonzero(logits.argmax(axis=1) == y))
-            done += len(x)
-            progress.update(bar, completed=min(budget, sum(spent.values())), description=f"{done:,} images")
+    bar = _Bar(budget)
+    while done < len(labels) and (done == 0 or sum(spent.values()) < budget):
+        x, y = images[done : done + batch], labels[done : done + batch]
+        for name, network in networks.items():
+            begun = time.perf_counter()
+            logits = np.asarray(_array(network(x)))
+            spent[name] += time.perf_counter() - begun
+            if logits.ndim != 2 or len(logits) != len(x):
+                raise InputError(f"{name}: {len(x)} rows of logits are wanted, one an image; got shape {logits.shape}.")
+            correct[name] += int(np.count_nonzero(logits.argmax(axis=1) == y))
+        done += len(x)
+        bar.tell(sum(spent.values()), done)
+    bar.end()
     return Showing(data.name, done, len(labels), correct, spent)
+
+
+class _Bar:
+    """How much of the time is over, drawn in one place of a notebook's cell and wiped at the end; nothing elsewhere."""
+
+    def __init__(self, budget: float) -> None:
+        self.budget = budget
+        self.handle: Any = None
+        try:
+            from IPython import get_ipython
+            from IPython.display import HTML, display
+        except ImportError:
+            return
+        if get_ipython() is None:
+            return
+        self._html: Callable[[str], Any] = HTML
+        self.handle = display(self._html(""), display_id=True)  # type: ignore[no-untyped-call]
+
+    def tell(self, spent: float, images: int) -> None:
+        """Draw ``spent`` seconds and so many ``images``."""
+        if self.handle is not None:
+            left = max(0.0, self.budget - spent)
+            share = min(1.0, spent / self.budget)
+            text = f'<progress value="{share:.2f}"></progress> {images:,} images, {left:.0f} s left'
+            self.handle.update(self._html(text))
+
+    def end(self) -> None:
+        """Wipe it."""
+        if self.handle is not None:
+            self.handle.update(self._html(""))
 
 
 def _array(logits: Any) -> Any:

@@ -125,7 +125,7 @@ class Task:
     given: tuple[str, ...] = ()
     library: str | None = None
     equivalent: tuple[Equivalent, ...] = field(default=(), repr=False)
-    seconds: float = 5.0
+    seconds: float = 2.0
 
     def __post_init__(self) -> None:
         if not _TASK_NAME.fullmatch(self.name):

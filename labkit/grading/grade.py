@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+import stat
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,17 +13,38 @@ from pathlib import Path
 from labkit.course.cases import Case, draw_cases
 from labkit.course.definitions import Definitions, reachable
 from labkit.course.source import BLANK_ANSWER
-from labkit.course.tasks import Module, Task
+from labkit.course.tasks import Module
+from labkit.course.values import encode
 from labkit.errors import InputError, OutputError
 from labkit.files import write_atomically
+from labkit.grading.collecting import Parcel, collected
 from labkit.grading.isolation import Isolation
 from labkit.grading.judging import judged
 from labkit.grading.kit import Kit, ingredients_of
+from labkit.grading.likeness import fingerprints
 from labkit.grading.outcomes import Outcome, QuestionVerdict, SubmissionVerdict, TaskVerdict
-from labkit.grading.submissions import Submission, read_submission
-from labkit.grading.worker import Reply, Worker, WorkerFault
+from labkit.grading.submissions import Submission, files_within, read_submission
+from labkit.grading.worker import Asked, Reply, WorkerFault
 
-__all__ = ["Plan", "drawn", "grade_submission", "kit_modules", "read_or_make_seed", "seed_number", "sha256_of"]
+__all__ = [
+    "Plan",
+    "Read",
+    "drawn",
+    "grade_submission",
+    "judged_replies",
+    "kit_modules",
+    "parcel_of",
+    "read_for",
+    "read_or_make_seed",
+    "seed_number",
+    "sha256_of",
+    "ungraded",
+    "verdict_on",
+]
+
+
+_MOST_HASHED = 1 << 30  # bytes; no more than some ten million are ever graded
+_MOST_NOTES = 20
 
 
 @dataclass(frozen=True)
@@ -84,96 +105,126 @@ def kit_modules(module: Module, cases: Mapping[str, Sequence[Case]]) -> set[str]
     return given | made
 
 
+@dataclass(frozen=True)
+class Read:
+    """A submission as it was read: its definitions, notes on how, and ``fault`` where nothing could be read.
+
+    ``is_ours`` says that the fault is the grader's.
+    """
+
+    submission: Submission
+    definitions: Definitions
+    notes: tuple[str, ...]
+    fault: str = ""
+    is_ours: bool = False
+
+
+def read_for(plan: Plan, submission: Submission) -> Read:
+    """``submission`` read for the module of ``plan``; whatever it is, there is a result."""
+    nothing = Definitions("", (), {}, ())
+    try:
+        definitions, notes = read_submission(submission, plan.module.stem)
+    except InputError as error:
+        return Read(submission, nothing, submission.notes, str(error))
+    except Exception as error:  # a fault of ours, not the student's
+        return Read(submission, nothing, submission.notes, f"The submission could not be read: {error!r}", is_ours=True)
+    if len(notes) > _MOST_NOTES:
+        notes = (*notes[:_MOST_NOTES], f"and {len(notes) - _MOST_NOTES} more notes of this kind")
+    return Read(submission, definitions, notes)
+
+
 def grade_submission(plan: Plan, submission: Submission, slot: int = 0) -> SubmissionVerdict:
     """The verdict on one ``submission``; ``slot`` is a small number that no other has at the same time.
 
     Whatever the submission is, there is a verdict. A fault of the grader gives tasks that are UNGRADED.
     """
     try:
-        definitions, notes = read_submission(submission, plan.module.stem)
-    except InputError as error:
-        empty = Definitions("", (), {}, ())
-        return _verdict(plan, submission, empty, (*submission.notes, str(error)), _untried(plan), str(error))
-    except Exception as error:  # a fault of ours, not the student's
-        tasks = _ungraded(plan, f"the submission could not be read: {error!r}")
-        return _verdict(plan, submission, Definitions("", (), {}, ()), submission.notes, tasks, repr(error))
+        return _graded(plan, submission, slot)
+    except Exception as error:  # whatever we did not think of costs this submission its verdict, and no other
+        read = Read(
+            submission, Definitions("", (), {}, ()), submission.notes, f"The grader failed: {error!r}", is_ours=True
+        )
+        return verdict_on(plan, read, ungraded(plan, read.fault))
+
+
+def _graded(plan: Plan, submission: Submission, slot: int) -> SubmissionVerdict:
+    read = read_for(plan, submission)
+    if read.is_ours:
+        return verdict_on(plan, read, ungraded(plan, read.fault))
+    parcel = parcel_of(plan, read.definitions)
     try:
-        tasks = tuple(_graded_tasks(plan, definitions, slot))
+        replies = {} if parcel is None else collected(parcel, plan.level, plan.kit, slot)
     except WorkerFault as error:
-        tasks = _ungraded(plan, str(error))
-    return _verdict(plan, submission, definitions, notes, tasks)
+        return verdict_on(plan, read, ungraded(plan, str(error)))
+    return verdict_on(plan, read, judged_replies(plan, replies))
 
 
-def _graded_tasks(plan: Plan, definitions: Definitions, slot: int) -> Iterator[TaskVerdict]:
-    wanted = {task.function for task in plan.module.tasks}
-    if not wanted & set(definitions.names):
-        yield from _untried(plan)  # nothing to run, so nothing is started
-        return
-    source = reachable(definitions.source, wanted)
-    with Worker(plan.level, plan.kit, source, _imports(source), slot, plan.patience) as worker:
-        for task in plan.module.tasks:
-            cases = plan.cases[task.name]
-            if task.function not in definitions.names:
-                replies = [Reply(Outcome.NOT_ATTEMPTED)] * len(cases)
-            else:
-                replies = _asked(worker, task, cases)
-            yield judged(task, cases, replies)
+def parcel_of(plan: Plan, definitions: Definitions) -> Parcel | None:
+    """What a worker needs for a submission with these ``definitions``; None where there is nothing to run."""
+    functions = {task.function for task in plan.module.tasks} & set(definitions.names)
+    if not functions:
+        return None
+    source = reachable(definitions.source, functions)
+    asked = tuple(
+        Asked(
+            task.name,
+            task.function,
+            task.given,
+            task.seconds,
+            tuple({name: encode(value) for name, value in case.inputs.items()} for case in plan.cases[task.name]),
+            tuple(case.kind for case in plan.cases[task.name]),
+        )
+        for task in plan.module.tasks
+        if task.function in functions
+    )
+    return Parcel(source, asked, plan.patience)
 
 
-def _asked(worker: Worker, task: Task, cases: Sequence[Case]) -> list[Reply]:
-    replies: list[Reply] = []
-    for case in cases:
-        reply = worker.ask(task, case)
-        replies.append(reply)
-        if reply.outcome is Outcome.NOT_ATTEMPTED:  # a blank stays one
-            return [reply] * len(cases)
-    return replies
+def judged_replies(plan: Plan, replies: Mapping[str, Sequence[Reply]]) -> tuple[TaskVerdict, ...]:
+    """The verdict on each task of ``plan``, from the ``replies`` by its name; a task without any was not attempted."""
+    found = []
+    for task in plan.module.tasks:
+        cases = plan.cases[task.name]
+        found.append(judged(task, cases, replies.get(task.name, [Reply(Outcome.NOT_ATTEMPTED)] * len(cases))))
+    return tuple(found)
 
 
-def _imports(source: str) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
-
-
-def _untried(plan: Plan) -> tuple[TaskVerdict, ...]:
-    reply = Reply(Outcome.NOT_ATTEMPTED)
-    return tuple(judged(t, plan.cases[t.name], [reply] * len(plan.cases[t.name])) for t in plan.module.tasks)
-
-
-def _ungraded(plan: Plan, why: str) -> tuple[TaskVerdict, ...]:
+def ungraded(plan: Plan, why: str) -> tuple[TaskVerdict, ...]:
+    """The tasks of ``plan`` where the grader failed, with ``why``."""
     reply = Reply(Outcome.UNGRADED, message=why)
     return tuple(judged(t, plan.cases[t.name], [reply] * len(plan.cases[t.name])) for t in plan.module.tasks)
 
 
-def _verdict(
-    plan: Plan,
-    submission: Submission,
-    definitions: Definitions,
-    notes: tuple[str, ...],
-    tasks: tuple[TaskVerdict, ...],
-    fault: str = "",
-) -> SubmissionVerdict:
+def verdict_on(plan: Plan, read: Read, tasks: tuple[TaskVerdict, ...], isolation: str = "") -> SubmissionVerdict:
+    """The verdict on what was ``read``: its ``tasks``, its open answers with the points of ``plan``, and the facts of it.
+
+    ``isolation`` is how it was shut in, where not as ``plan`` says.
+    """
     questions = []
     for question in plan.module.questions:
-        answer = definitions.strings.get(question.variable, "").strip()
+        answer = read.definitions.strings.get(question.variable, "").strip()
         answer = "" if answer == BLANK_ANSWER else answer
-        given = plan.manual.get((submission.student, question.name))
+        given = plan.manual.get((read.submission.student, question.name))
         questions.append(QuestionVerdict(question.name, question.title, question.points, answer, given))
-    facts = {"file": submission.path.name, "isolation": plan.level.says, "sha256": sha256_of(submission.path)}
-    return SubmissionVerdict(submission.student, plan.module.name, tasks, tuple(questions), notes, fault, facts)
+    shapes = fingerprints(read.definitions.source, [task.function for task in plan.module.tasks])
+    path = read.submission.path
+    facts = {"file": path.name, "isolation": isolation or plan.level.says, "sha256": sha256_of(path)}
+    return SubmissionVerdict(
+        read.submission.student, plan.module.name, tasks, tuple(questions), read.notes, read.fault, facts, shapes
+    )
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of the file ``path``, or of all regular files of a folder."""
+    """The hash of the file ``path``, or of the regular files of a folder; of what is too much to be graded, only of a part."""
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and not file.is_symlink():
-            with file.open("rb") as stream:
-                for block in iter(lambda: stream.read(1 << 20), b""):
-                    digest.update(block)
+    room = _MOST_HASHED
+    try:
+        for file in files_within(path) if path.is_dir() else [path]:
+            if stat.S_ISREG(file.lstat().st_mode):
+                with file.open("rb") as stream:
+                    while room > 0 and (block := stream.read(1 << 20)):
+                        digest.update(block)
+                        room -= len(block)
+    except (InputError, OSError) as error:  # it cannot be graded either
+        digest.update(type(error).__name__.encode())
     return digest.hexdigest()

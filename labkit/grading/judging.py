@@ -12,6 +12,8 @@ from labkit.grading.worker import Reply
 
 __all__ = ["judged"]
 
+_MOST = 2000  # characters of one text in a verdict, whatever came back
+
 
 def judged(task: Task, cases: Sequence[Case], replies: Sequence[Reply]) -> TaskVerdict:
     """The verdict on ``task``: each of its ``cases`` with the reply to it in ``replies``."""
@@ -30,7 +32,7 @@ def _case(task: Task, case: Case, reply: Reply) -> CaseVerdict:
         message = reply.message
         if reply.outcome is Outcome.NOT_ATTEMPTED and not message:
             message = f"There is no function {task.function}, or it is still blank."
-        if reply.outcome is Outcome.TIMEOUT:
+        if reply.outcome is Outcome.TIMEOUT and not message:
             message = f"It took longer than {task.seconds:g} s of processor time."
         return CaseVerdict(case.kind, reply.outcome, message, line=reply.line, inputs=inputs)
     try:
@@ -39,7 +41,11 @@ def _case(task: Task, case: Case, reply: Reply) -> CaseVerdict:
         return CaseVerdict(case.kind, Outcome.UNGRADED, f"The judge failed: {error!r}", inputs=inputs)
     if found is None:
         return CaseVerdict(case.kind, Outcome.PASS)
-    return CaseVerdict(case.kind, Outcome.WRONG, found.message, found.place, found.expected, found.got, inputs=inputs)
+    said = (
+        text if len(text) <= _MOST else f"{text[:_MOST]}..." for text in (found.message, found.place, found.expected)
+    )
+    got = found.got if len(found.got) <= _MOST else f"{found.got[:_MOST]}..."
+    return CaseVerdict(case.kind, Outcome.WRONG, *said, got, inputs=inputs)
 
 
 def _recognised(task: Task, cases: Sequence[Case], replies: Sequence[Reply], verdicts: Sequence[CaseVerdict]) -> str:

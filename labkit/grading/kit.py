@@ -55,8 +55,8 @@ def write_kit(folder: Path, wanted: Iterable[str]) -> Kit:
         waiting += [".".join(parts[:i]) for i in range(1, len(parts))]
         if not is_plain_package:
             waiting += _imports(source)
-    runner = folder / "nursery.py"
-    shutil.copyfile(Path(__file__).with_name("nursery.py"), runner)
+    for name in ("nursery.py", "lockdown.py"):
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
     return Kit(folder, roots)
 
 

@@ -94,7 +94,10 @@ class QuestionVerdict:
 
 @dataclass(frozen=True)
 class SubmissionVerdict:
-    """All of one student's module. ``notes`` tell what was done to read it; ``fault`` why nothing of it could be."""
+    """All of one student's module. ``notes`` tell what was done to read it; ``fault`` why nothing of it could be.
+
+    ``shapes`` are the fingerprints of its functions (`labkit.grading.likeness`).
+    """
 
     student: str
     module: str
@@ -103,6 +106,7 @@ class SubmissionVerdict:
     notes: tuple[str, ...] = ()
     fault: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def is_ungraded(self) -> bool:

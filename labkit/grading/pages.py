@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from labkit.course.tasks import Module
+from labkit.grading.likeness import likenesses
 from labkit.grading.outcomes import Outcome, SubmissionVerdict
 from labkit.grading.records import points_text
 
@@ -48,6 +49,7 @@ def summary_page(module: Module, verdicts: Sequence[SubmissionVerdict], missing:
             most=max([*bins, 1]),
             median=statistics.median(shares) if shares else None,
             tasks=tasks,
+            alike=likenesses({v.student: v.shapes for v in verdicts}),
             mistakes=[(*key, count) for key, count in sorted(mistakes.items(), key=lambda kv: (-kv[1], kv[0]))[:15]],
             points=points_text,
             ungraded=[v.student for v in verdicts if v.is_ungraded],

@@ -69,7 +69,9 @@ def verdict_from(record: Mapping[str, Any]) -> SubmissionVerdict:
             QuestionVerdict(**{**q, "given": None if q["given"] is None else Fraction(q["given"]["points"])})
             for q in record["questions"]
         )
-        return SubmissionVerdict(**{**record, "tasks": tasks, "questions": questions, "notes": tuple(record["notes"])})
+        shapes = {name: (str(digest), int(nodes)) for name, (digest, nodes) in record["shapes"].items()}
+        rest = {"tasks": tasks, "questions": questions, "notes": tuple(record["notes"]), "shapes": shapes}
+        return SubmissionVerdict(**{**record, **rest})
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"A record of a verdict is damaged: {error!r}. Grade that submission again with --regrade."

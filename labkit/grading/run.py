@@ -20,7 +20,21 @@ from labkit.course.tasks import Module
 from labkit.course.values import encode
 from labkit.errors import InputError
 from labkit.files import make_folder, write_atomically
-from labkit.grading.grade import Plan, drawn, grade_submission, kit_modules, read_or_make_seed, seed_number, sha256_of
+from labkit.grading.cluster import collected_on
+from labkit.grading.grade import (
+    Plan,
+    drawn,
+    grade_submission,
+    judged_replies,
+    kit_modules,
+    parcel_of,
+    read_for,
+    read_or_make_seed,
+    seed_number,
+    sha256_of,
+    ungraded,
+    verdict_on,
+)
 from labkit.grading.isolation import Isolation, probe
 from labkit.grading.kit import write_kit
 from labkit.grading.outcomes import SubmissionVerdict
@@ -112,6 +126,7 @@ def grade_folder(
     regrade: bool = False,
     unsafe: bool = False,
     patience: float | None = None,
+    cluster: str = "",
     tell: Callable[[int, int, str], None] = lambda done, total, student: None,
 ) -> Graded:
     """Grade every submission in a folder, and write grades, feedback, receipts and a summary.
@@ -130,6 +145,7 @@ def grade_folder(
     regrade : grade again what was graded before
     unsafe : go on without any isolation where there is none
     patience : seconds of the wall clock for one case
+    cluster : the address of a Dask scheduler whose workers run the submissions, '' for this machine
     tell : called with (done, total, student) as submissions are finished
 
     Raises
@@ -139,8 +155,6 @@ def grade_folder(
     LabkitError
         Nothing here can shut a submission in.
     """
-    from joblib import Parallel, delayed
-
     found = find_submissions(submissions, roster)
     chosen = [s for s in found.submissions if not only or s.student in only]
     if unknown := sorted(set(only) - {s.student for s in chosen}):
@@ -149,37 +163,68 @@ def grade_folder(
     secret = read_or_make_seed(seed_file or out / "seed.txt")
     with prepared(course, module_name, secret, manual, unsafe=unsafe, patience=patience) as plan:
         inputs = cases_hash(plan)
-        slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(jobs):
-            slots.put(slot)
-
-        def one(submission: Submission) -> tuple[SubmissionVerdict, bool]:
-            if not regrade and (earlier := _earlier(out, submission, inputs, plan)) is not None:
-                return earlier, True
-            slot = slots.get()
-            try:
-                verdict = grade_submission(plan, submission, slot)
-            finally:
-                slots.put(slot)
+        earlier = {} if regrade else {s.student: v for s in chosen if (v := _earlier(out, s, inputs, plan)) is not None}
+        verdicts = list(earlier.values())
+        for number, verdict in enumerate(verdicts, 1):
+            tell(number, len(chosen), verdict.student)
+        rest = [submission for submission in chosen if submission.student not in earlier]
+        running = _on_cluster(plan, rest, cluster, unsafe) if cluster else _here(plan, rest, jobs)
+        for verdict in running:
             _write(out, verdict, plan, secret, inputs)
-            return verdict, False
-
-        verdicts, resumed = [], 0
-        running = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")
-        for verdict, was_there in running(delayed(one)(submission) for submission in chosen):
             verdicts.append(verdict)
-            resumed += was_there
             tell(len(verdicts), len(chosen), verdict.student)
         if only:  # the table is of everybody who was ever graded here
             others = [s for s in found.submissions if s not in chosen]
             verdicts += [v for s in others if (v := _earlier(out, s, inputs, plan)) is not None]
         verdicts.sort(key=lambda verdict: verdict.student)
-        graded = Graded(plan.module, tuple(verdicts), found.missing, resumed, plan.level)
-        write_atomically(out / "grades.csv", grades_csv(plan.module, graded.verdicts, graded.missing))
-        write_atomically(
-            out / "summary.html", summary_page(graded.module, graded.verdicts, graded.missing, graded.level.says)
-        )
+        graded = Graded(plan.module, tuple(verdicts), found.missing, len(earlier), plan.level)
+        _put(out / "grades.csv", grades_csv(plan.module, graded.verdicts, graded.missing))
+        _put(out / "summary.html", summary_page(graded.module, graded.verdicts, graded.missing, graded.level.says))
         return graded
+
+
+def _here(plan: Plan, submissions: list[Submission], jobs: int) -> Iterator[SubmissionVerdict]:
+    """The verdicts as they are done, ``jobs`` at a time; threads suffice, since each waits for a process of its own."""
+    from joblib import Parallel, delayed
+
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def one(submission: Submission) -> SubmissionVerdict:
+        slot = slots.get()
+        try:
+            return grade_submission(plan, submission, slot)
+        finally:
+            slots.put(slot)
+
+    running = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")
+    yield from running(delayed(one)(submission) for submission in submissions)
+
+
+def _on_cluster(plan: Plan, submissions: list[Submission], address: str, unsafe: bool) -> Iterator[SubmissionVerdict]:
+    """The verdicts as the workers of a cluster bring values; what needs no worker comes first."""
+    reads = {submission.student: read_for(plan, submission) for submission in submissions}
+    parcels = {}
+    for student, read in reads.items():
+        parcel = None if read.is_ours else parcel_of(plan, read.definitions)
+        if parcel is not None:
+            parcels[student] = parcel
+        else:
+            yield verdict_on(plan, read, ungraded(plan, read.fault) if read.is_ours else judged_replies(plan, {}))
+    if parcels:
+        for student, replies, says in collected_on(
+            address, parcels, sorted(kit_modules(plan.module, plan.cases)), unsafe
+        ):
+            if replies is None:
+                yield verdict_on(plan, reads[student], ungraded(plan, says))
+            else:
+                yield verdict_on(plan, reads[student], judged_replies(plan, replies), says)
+
+
+def _put(path: Path, text: str) -> None:
+    """Write ``text``, in which a submission may have put halves of characters that UTF-8 has no form for."""
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
 
 
 def _record_path(out: Path, student: str) -> Path:
@@ -204,8 +249,8 @@ def _earlier(out: Path, submission: Submission, inputs: str, plan: Plan) -> Subm
 
 def _write(out: Path, verdict: SubmissionVerdict, plan: Plan, secret: str, inputs: str) -> None:
     folder = make_folder(out / verdict.student)
-    write_atomically(folder / "results.json", as_json(gradescope_results(verdict)))
-    write_atomically(folder / "feedback.html", feedback_page(plan.module, verdict))
-    write_atomically(folder / "receipt.json", as_json(receipt(verdict, secret, inputs)))
+    _put(folder / "results.json", as_json(gradescope_results(verdict)))
+    _put(folder / "feedback.html", feedback_page(plan.module, verdict))
+    _put(folder / "receipt.json", as_json(receipt(verdict, secret, inputs)))
     # last of all: where this one is, the others are whole
-    write_atomically(folder / "verdict.json", as_json({"cases": inputs, "verdict": verdict_record(verdict)}))
+    _put(folder / "verdict.json", as_json({"cases": inputs, "verdict": verdict_record(verdict)}))

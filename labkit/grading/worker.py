@@ -16,22 +16,23 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from labkit.course.cases import Case
 from labkit.course.ingredients import Made
 from labkit.course.judges.base import plain
-from labkit.course.tasks import Task
-from labkit.course.values import decode, encode
+from labkit.course.values import decode
 from labkit.errors import InputError, LabkitError
-from labkit.grading.isolation import Isolation, worker_command
+from labkit.grading.isolation import Isolation, spare_of, worker_command, worker_environment
 from labkit.grading.kit import Kit
 from labkit.grading.outcomes import Outcome
+from labkit.grading.watching import TICK, Watch, children_of
 
-__all__ = ["Reply", "Worker", "WorkerFault"]
+__all__ = ["Asked", "Reply", "Worker", "WorkerFault"]
 
 _MOST = 1 << 22  # bytes of one reply; a case's value has some hundred
 _START_SECONDS = 120.0  # a cold import of torch on a loaded machine
 _MEMORY = 4 << 30  # bytes of address space
 _FILE_BYTES = 16 << 20
+_SEND_SECONDS = 30.0
+_END_SECONDS = 10.0
 
 _OUTCOMES = {
     "error": Outcome.ERROR,
@@ -45,6 +46,22 @@ _OUTCOMES = {
 
 class WorkerFault(LabkitError):
     """A worker could not be started or kept: a fault of the grader or its machine, never of a student."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a worker is asked about one task, and all that it learns of it: plain data.
+
+    ``inputs`` are those of each case, as `labkit.course.values.encode` writes them; ``kinds`` the kind of each, which the worker
+    is not told.
+    """
+
+    task: str
+    function: str
+    given: tuple[str, ...]
+    seconds: float
+    inputs: tuple[dict[str, Any], ...]
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,8 +112,9 @@ class Worker:
     def _start(self) -> None:
         theirs_in, self._down = os.pipe()
         self._up, theirs_out = os.pipe()
-        command = worker_command(self._level, self._kit, self._slot, theirs_in, theirs_out)
-        environment = {} if self._level.bwrap else {"PATH": os.environ.get("PATH", ""), "OMP_NUM_THREADS": "1"}
+        self._spare = spare_of(self._level)
+        uid = self._spare.uid if self._spare is not None else -1
+        command = worker_command(self._level, self._kit, uid, theirs_in, theirs_out)
         try:
             self._process = subprocess.Popen(
                 command,
@@ -104,7 +122,7 @@ class Worker:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs_in, theirs_out),
-                env=environment,
+                env=worker_environment(self._level),
                 start_new_session=True,
             )
         except OSError as error:
@@ -112,6 +130,7 @@ class Worker:
         finally:
             os.close(theirs_in)
             os.close(theirs_out)
+        os.set_blocking(self._down, False)
         limits = {"AS": _MEMORY, "FSIZE": _FILE_BYTES, "NOFILE": 256, "CORE": 0}
         if self._level.is_root:
             limits["NPROC"] = 64  # of its own user, who has no other processes
@@ -131,8 +150,8 @@ class Worker:
             self.close()
             raise WorkerFault("A worker ended before it was ready.")
 
-    def ask(self, task: Task, case: Case) -> Reply:
-        """What the student's function returns for one ``case`` of ``task``.
+    def ask(self, asked: Asked, number: int, seconds: float) -> Reply:
+        """What the student's function returns for case ``number`` of a task, as ``asked``, within ``seconds`` of processor time.
 
         Raises
         ------
@@ -144,19 +163,22 @@ class Worker:
         nonce = secrets.token_hex(8)
         request = {
             "nonce": nonce,
-            "task": task.name,
-            "function": task.function,
-            "given": list(task.given),
-            "seconds": task.seconds,
-            "inputs": {name: encode(value) for name, value in case.inputs.items()},
+            "task": asked.task,
+            "function": asked.function,
+            "given": list(asked.given),
+            "seconds": seconds,
+            "inputs": asked.inputs[number],
         }
-        wall = self._patience if self._patience is not None else 10 * task.seconds + 90
+        wall = self._patience if self._patience is not None else 10 * seconds + 90
         try:
             self._send(request)
-            reply = self._receive(wall)
-        except TimeoutError:
+            reply = self._receive(wall, Watch(self._process.pid) if self._process is not None else None)
+        except TimeoutError as error:
             self.close()
-            return Reply(Outcome.TIMEOUT, message=f"no answer within {wall:g} s")
+            return Reply(Outcome.TIMEOUT, message=str(error))
+        except MemoryError:
+            self.close()
+            return Reply(Outcome.MEMORY, message="its processes together took too much memory")
         except (OSError, ValueError, RecursionError):
             self.close()
             return Reply(Outcome.PROTOCOL, message="the answer was damaged")
@@ -170,25 +192,35 @@ class Worker:
 
     def _send(self, data: Any) -> None:
         text = json.dumps(data).encode()
-        frame = struct.pack(">I", len(text)) + text
+        frame = memoryview(struct.pack(">I", len(text)) + text)
+        deadline = time.monotonic() + _SEND_SECONDS
         while frame:
-            frame = frame[os.write(self._down, frame) :]
+            try:
+                frame = frame[os.write(self._down, frame) :]
+            except BlockingIOError:  # it does not read; it may have been stopped by what it runs
+                _, ready, _ = select.select([], [self._down], [], max(0.0, deadline - time.monotonic()))
+                if not ready:
+                    raise TimeoutError("it does not read") from None
 
-    def _receive(self, seconds: float) -> Any:
+    def _receive(self, seconds: float, watch: Watch | None = None) -> Any:
         deadline = time.monotonic() + seconds
-        head = self._exactly(4, deadline)
+        head = self._exactly(4, deadline, watch)
         if head is None:
             return None
         (length,) = struct.unpack(">I", head)
         if length > _MOST:
             raise ValueError("an answer beyond the cap")
-        text = self._exactly(length, deadline)
+        text = self._exactly(length, deadline, watch)
         return None if text is None else json.loads(text)
 
-    def _exactly(self, count: int, deadline: float) -> bytes | None:
+    def _exactly(self, count: int, deadline: float, watch: Watch | None = None) -> bytes | None:
         parts = bytearray()
         while len(parts) < count:
-            ready, _, _ = select.select([self._up], [], [], max(0.0, deadline - time.monotonic()))
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._up], [], [], left if watch is None else min(left, TICK))
+            if not ready and watch is not None and left > TICK:
+                watch.look()
+                continue
             if not ready:
                 raise TimeoutError("no answer in time")
             part = os.read(self._up, count - len(parts))
@@ -205,6 +237,14 @@ class Worker:
         for fd in (self._down, self._up):
             with suppress(OSError):
                 os.close(fd)
+        if self._level.bwrap:
+            # The first process of the namespace takes all others with it, and is waited for by bubblewrap: when that has
+            # ended, the namespace is empty, and the user has no process left that counts against the next one's limit.
+            for inner in children_of(process.pid):
+                with suppress(OSError):
+                    os.kill(inner, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
@@ -214,14 +254,15 @@ class Worker:
 def _reply(reply: dict[str, Any]) -> Reply:
     """``reply`` as far as it can be believed: texts are texts, and a value is plain data."""
     outcome = reply.get("outcome")
-    message, line = (str(reply.get(name, ""))[:500] for name in ("message", "line"))
+    texts = (reply.get(name, "") for name in ("message", "line"))
+    message, line = (text[:500] if isinstance(text, str) else "" for text in texts)
     if outcome == "value":
         try:
             value = decode(reply.get("value"))
             if _has_ingredient(value):
                 raise InputError("an ingredient came back")
             return Reply(None, plain(value))
-        except (InputError, ValueError, TypeError, KeyError, RecursionError, MemoryError, OverflowError):
+        except Exception:  # it comes from a stranger, and may be of any form at all
             return Reply(Outcome.PROTOCOL, message="the value was damaged")
     if isinstance(outcome, str) and outcome in _OUTCOMES:
         return Reply(_OUTCOMES[outcome], message=message, line=line)

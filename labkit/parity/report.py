@@ -78,6 +78,8 @@ class ParityReport:
             f"over {self.images:,} images. First difference: {self.first}." + "".join(f" {r}" for r in self.remarks)
         )
 
+    __repr__ = __str__  # what a notebook shows; the fields are thousands of characters
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values, with ``passed``, ``elements`` and ``differing`` spelled out."""
         return {"passed": self.passed, "elements": self.elements, "differing": self.differing, **asdict(self)}

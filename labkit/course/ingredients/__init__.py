@@ -25,8 +25,10 @@ class Made:
     data: Mapping[str, Any] = field(default_factory=dict)
 
 
-def build(value: Any) -> Any:
+def build(value: Any, modules: Mapping[str, Any] | None = None) -> Any:
     """``value`` with every `Made` in it (also inside lists, tuples and dicts) replaced by what it makes.
+
+    ``modules`` are the modules of ingredients by their last name; they are imported where it is left out.
 
     Raises
     ------
@@ -34,23 +36,27 @@ def build(value: Any) -> Any:
         There is no such maker.
     """
     if isinstance(value, Made):
-        return _maker(value.maker)(**build(dict(value.data)))
+        return _maker(value.maker, modules)(**build(dict(value.data), modules))
     if isinstance(value, dict):
-        return {name: build(item) for name, item in value.items()}
+        return {name: build(item, modules) for name, item in value.items()}
     if isinstance(value, list):
-        return [build(item) for item in value]
+        return [build(item, modules) for item in value]
     if isinstance(value, tuple):
-        return tuple(build(item) for item in value)
+        return tuple(build(item, modules) for item in value)
     return value
 
 
-def _maker(name: str) -> Any:
+def _maker(name: str, modules: Mapping[str, Any] | None) -> Any:
     module_name, _, function = name.partition(".")
     if module_name.isidentifier() and function.isidentifier():
-        try:
-            module = importlib.import_module(f"labkit.course.ingredients.{module_name}")
-        except ModuleNotFoundError:
-            module = None
+        module = _module(module_name) if modules is None else modules.get(module_name)
         if module is not None and function in getattr(module, "__all__", ()):
             return getattr(module, function)
     raise InputError(f"There is no ingredient {name!r}; it is module.function of labkit/course/ingredients.")
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(f"labkit.course.ingredients.{name}")
+    except ModuleNotFoundError:
+        return None

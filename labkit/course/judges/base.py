@@ -106,7 +106,8 @@ def as_array(value: Any) -> NDArray[Any] | None:
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, bool | int | float):
-        return np.asarray(value)
+        number = np.asarray(value)
+        return number if number.dtype.kind in "biuf" else None  # 2**64 and above is no number of a fixed width
     if isinstance(value, list | tuple):
         try:
             array = np.array(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from labkit.course.judges.allocation import BestPlanWithin, GreedyTrap
 from labkit.course.judges.base import Judge
 from labkit.course.judges.structural import BestPlan, RoundingChoice
 from labkit.course.judges.values import Close, Exact, Fields, Items
@@ -12,7 +13,9 @@ from labkit.errors import InputError
 
 __all__ = ["judge_of"]
 
-_JUDGES: dict[str, type[Any]] = {judge.kind: judge for judge in (Exact, Close, Items, Fields, RoundingChoice, BestPlan)}
+_JUDGES: dict[str, type[Any]] = {
+    judge.kind: judge for judge in (Exact, Close, Items, Fields, RoundingChoice, BestPlan, BestPlanWithin, GreedyTrap)
+}
 
 
 def judge_of(description: Mapping[str, Any]) -> Judge:
