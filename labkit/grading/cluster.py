@@ -23,6 +23,7 @@ from labkit.grading.worker import Reply, WorkerFault
 __all__ = ["collect_there", "collected_on"]
 
 _TRIES = 5
+_CONNECT_SECONDS = 20
 
 
 def collect_there(
@@ -75,7 +76,7 @@ def collected_on(
             '--cluster needs Dask, which is not installed. Install it with: pip install ".[cluster]"'
         ) from error
     try:
-        client: Any = Client(address, timeout=20, set_as_default=False)  # type: ignore[no-untyped-call]
+        client: Any = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)  # type: ignore[no-untyped-call]
     except (OSError, TimeoutError, ValueError) as error:
         raise LabkitError(
             f"No Dask scheduler answers at {address}: {error}. Start one with `dask scheduler`."
@@ -87,7 +88,7 @@ def collected_on(
             ): student
             for student, parcel in parcels.items()
         }
-        for future in as_completed(list(futures), raise_errors=False):  # type: ignore[no-untyped-call]
+        for future in as_completed(list(futures), loop=client.loop, raise_errors=False):  # type: ignore[no-untyped-call]
             student = futures[future]
             fault = future.exception()
             if fault is None:

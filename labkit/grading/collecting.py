@@ -56,7 +56,7 @@ _SHORT = 0.5
 def _replies(worker: Worker, asked: Asked, late: int) -> list[Reply]:
     """The replies to one task, when ``late`` cases of the submission have run into their limit before.
 
-    One slow case costs that case. After the second one of a task (the first, once patience is over) its other cases are not tried.
+    One slow case costs that case. After the second one of a task (the first, once patience is over) its others are not tried.
     """
     replies: list[Reply] = []
     here = 0

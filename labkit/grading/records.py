@@ -100,12 +100,16 @@ def grades_csv(module: Module, verdicts: Iterable[SubmissionVerdict], missing: I
         earned = verdict.earned
         percent = "" if earned is None else points_text(100 * earned / verdict.points)
         row = [verdict.student, verdict.module, _status(verdict), points_text(earned), str(verdict.points), percent]
-        rows.append([*row, *(by_name[name] for name in names), _one_line("; ".join(verdict.notes))])
+        rows.append([*row, *(by_name[name] for name in names), _one_line("; ".join(_told(verdict)))])
     for student in missing:
         rows.append([student, module.name, "missing", "0", str(module.points), "0", *["" for _ in names], ""])
     for row in sorted(rows):
         writer.writerow([_harmless(cell) for cell in row])
     return out.getvalue()
+
+
+def _told(verdict: SubmissionVerdict) -> list[str]:
+    return [*verdict.notes, *([verdict.fault] if verdict.fault else [])]
 
 
 def _status(verdict: SubmissionVerdict) -> str:
@@ -154,7 +158,7 @@ def gradescope_results(verdict: SubmissionVerdict) -> dict[str, Any]:
         name = f"{q.question} {q.title}"
         tests.append({"name": name, "number": q.question, "max_score": q.points, "output": said} | score)
     total = {} if verdict.earned is None else {"score": float(round(verdict.earned, 2))}
-    head = "\n".join([f"labkit {__version__}, module {verdict.module}", *verdict.notes])
+    head = "\n".join([f"labkit {__version__}, module {verdict.module}", *_told(verdict)])
     return total | {"output": head, "output_format": "text", "visibility": "visible", "tests": tests}
 
 

@@ -52,7 +52,10 @@ ENERGY = Task(
     points=4,
     minutes=5,
     source="nowhere",
-    kinds=(Kind("typical", "vectors", _vectors), Kind("zero", "zeros", lambda r, n: _vectors(r, n) | {"v": np.zeros(3)}, count=1)),
+    kinds=(
+        Kind("typical", "vectors", _vectors),
+        Kind("zero", "zeros", lambda rng, n: _vectors(rng, n) | {"v": np.zeros(3)}, count=1),
+    ),
     oracle=lambda product, v: float(v @ product(v)),
     judge=Close(1e-9),
     mistakes=(

@@ -56,7 +56,8 @@ HONEST = {
     ),
     "a helper, a constant and a class": (
         "    return np.rint(x / step).astype(np.int64)",
-        "    return Rounder.apply(scaled(x, step))\n\nEVEN = 'rint'\n\ndef scaled(x, step):\n    return x / step\n\nclass Rounder:\n"
+        "    return Rounder.apply(scaled(x, step))\n\nEVEN = 'rint'\n\ndef scaled(x, step):\n    return x / step\n\n"
+        "class Rounder:\n"
         "    @staticmethod\n    def apply(x):\n        return getattr(np, EVEN)(x).astype(int)",
     ),
     "a list": (".astype(np.int64)", ".astype(np.int64).tolist()"),
