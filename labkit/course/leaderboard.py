@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.benchmark.timing import clock_for, time_pair
+from labkit.benchmark.timing import WALL, time_pair
 from labkit.course.entries import CLAIM, COURSE_BUDGET, NET, Budget, Entry, entry_of, read_claim
 from labkit.data.dataset import DataSet
 from labkit.errors import InputError, LabkitError
@@ -263,7 +263,7 @@ def relative_time(net: IntegerNet, reference: IntegerNet, images: NDArray[np.flo
     def ours() -> object:
         return reference.run(images)
 
-    paired = time_pair(ours, theirs, clock_for([ours, theirs], 1), _ROUNDS, _SECONDS)
+    paired = time_pair(ours, theirs, WALL, _ROUNDS, _SECONDS)
     return paired.ratio, paired.p10, paired.p90
 
 
