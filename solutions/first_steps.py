@@ -8,14 +8,17 @@
 # something, run the cell again, see what happens. This copy of the notebook is yours.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-import labkit
-
-plt.rcParams.update({"figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True})
-plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True})
+plt.rcParams.update(
+    {"figure.dpi": 110, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
+)
+plt.rcParams.update(
+    {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+)
 BLUE, ORANGE, GREY = "#1d6fd1", "#c2410c", "#8fa3bd"
 print("labkit", labkit.__version__)
 
@@ -67,7 +70,9 @@ print(f"\naccuracy of the float network: {accuracy(float_logits):.1f} % of {len(
 seen = {}
 layers = {"conv1": module.conv1, "relu1": module.relu1, "relu3": module.relu3}
 hooks = [
-    layer.register_forward_hook(lambda _, __, result, name=name: seen.update({name: result.detach().numpy().copy()}))
+    layer.register_forward_hook(
+        lambda _, __, result, name=name: seen.update({name: result.detach().numpy().copy()})
+    )
     for name, layer in layers.items()
 ]
 with torch.no_grad():
@@ -85,14 +90,18 @@ panels = [
 for place, (values, title, colour) in zip(axes.flat, panels, strict=True):
     place.hist(values.ravel(), bins=50, color=colour)
     place.set_yscale("log")
-    place.set_title(f"{title}\n{values.size:,} numbers, {values.min():.2f} to {values.max():.2f}", fontsize=10)
+    place.set_title(
+        f"{title}\n{values.size:,} numbers, {values.min():.2f} to {values.max():.2f}", fontsize=10
+    )
     place.set(xlabel="value (a real number, no unit)", ylabel="count, log scale")
 plt.show()
 
 # %%
 figure, axes = plt.subplots(2, 6, figsize=(8.5, 3.2))
 for channel, place in enumerate(axes.flat):
-    drawn = place.imshow(seen["relu1"][0, channel], cmap="viridis", vmin=0, vmax=seen["relu1"][0].max())
+    drawn = place.imshow(
+        seen["relu1"][0, channel], cmap="viridis", vmin=0, vmax=seen["relu1"][0].max()
+    )
     place.set_title(f"channel {channel}", fontsize=9)
     place.axis("off")
 figure.colorbar(drawn, ax=axes, label="activation", shrink=0.9)
@@ -138,7 +147,9 @@ assert params.scale == scale
 assert params.zero_point == zero_point
 assert np.array_equal(q_labkit, q)
 assert np.array_equal(dequantize(q_labkit, params, spec), restored)
-print(f"{q.size:,} integers by hand, {q.size:,} by labkit, {np.count_nonzero(q != q_labkit)} of them differ")
+print(
+    f"{q.size:,} integers by hand, {q.size:,} by labkit, {np.count_nonzero(q != q_labkit)} of them differ"
+)
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(8.5, 3.4))
@@ -151,9 +162,15 @@ for place in (left, right):
     place.axvline(low, color="black", linestyle=":", linewidth=1, label="low and high")
     place.axvline(high, color="black", linestyle=":", linewidth=1)
 left.legend(fontsize=9)
-right.axhspan(-scale / 2, scale / 2, color=GREY, alpha=0.3, linewidth=0, label="half a step up or down")
+right.axhspan(
+    -scale / 2, scale / 2, color=GREY, alpha=0.3, linewidth=0, label="half a step up or down"
+)
 right.plot(line, steps - line, color=ORANGE, linewidth=1.5, label="restored - real")
-right.set(title="The error; it grows where clipping begins", xlabel="real number", ylabel="error (real number)")
+right.set(
+    title="The error; it grows where clipping begins",
+    xlabel="real number",
+    ylabel="error (real number)",
+)
 right.legend(fontsize=9)
 plt.show()
 
@@ -185,7 +202,9 @@ ends = [float_logits.min(), float_logits.max()]
 for place, (name, result) in zip(axes, logits.items(), strict=True):
     place.scatter(float_logits, result, s=3, color=BLUE, alpha=0.25, linewidths=0, rasterized=True)
     place.plot(ends, ends, color=ORANGE, linewidth=1)
-    place.set(title=f"{name}, {accuracy(result):.1f} % correct", xlabel="logit of the float network")
+    place.set(
+        title=f"{name}, {accuracy(result):.1f} % correct", xlabel="logit of the float network"
+    )
 axes[0].set_ylabel("logit of the integer network")
 plt.show()
 
@@ -218,9 +237,13 @@ x_spec, x_params = net.graph["fc1"].output.quantized
 y_spec, y_params = layer.output.quantized
 weight, bias = layer.op.weight, layer.op.bias
 
-accumulators = (q_x.astype(np.int32) - x_params.zero_point) @ weight.values.astype(np.int32).T + bias
+accumulators = (q_x.astype(np.int32) - x_params.zero_point) @ weight.values.astype(
+    np.int32
+).T + bias
 print(f"inputs {q_x.dtype} {q_x.shape}, weights {weight.values.dtype} {weight.values.shape}")
-print(f"accumulators {accumulators.dtype} {accumulators.shape}: {accumulators.min():,} to {accumulators.max():,}")
+print(
+    f"accumulators {accumulators.dtype} {accumulators.shape}: {accumulators.min():,} to {accumulators.max():,}"
+)
 print(f"int32 holds {np.iinfo(np.int32).min:,} to {np.iinfo(np.int32).max:,}")
 
 # %% [markdown]
@@ -239,7 +262,9 @@ M = weight.params.scale.astype(np.float64) * x_params.scale / y_params.scale
 print("channel            M     mantissa  exponent  mantissa * 2**(exponent - 31)")
 for channel in range(4):
     mantissa, exponent = int(multiplier.mantissa[channel]), int(multiplier.exponent[channel])
-    print(f"{channel:7d}  {M[channel]:.9f}  {mantissa:11d}  {exponent:8d}  {mantissa * 2.0 ** (exponent - 31):.9f}")
+    print(
+        f"{channel:7d}  {M[channel]:.9f}  {mantissa:11d}  {exponent:8d}  {mantissa * 2.0 ** (exponent - 31):.9f}"
+    )
 print(f"largest relative error of all {len(M)}: {np.max(np.abs(multiplier.to_real() / M - 1)):.1e}")
 
 # %% [markdown]
@@ -252,7 +277,9 @@ half = np.int64(1) << (shift - 1)
 rounded = (accumulators.astype(np.int64) * multiplier.mantissa + half) >> shift
 by_hand = np.clip(rounded + y_params.zero_point, *layer.op.requantizer.clamp)
 
-print(f"{by_hand.size:,} outputs by hand, {np.count_nonzero(by_hand != q_y)} differ from the engine's")
+print(
+    f"{by_hand.size:,} outputs by hand, {np.count_nonzero(by_hand != q_y)} differ from the engine's"
+)
 assert np.array_equal(by_hand, q_y)
 
 # %%
@@ -264,8 +291,18 @@ near = np.abs(accumulators[:, channel]) < 12 / M[channel]
 few = accumulators[near, channel]
 line = np.linspace(-12 / M[channel], 12 / M[channel], 2)
 right.plot(line / 1000, M[channel] * line, color=GREY, label="M * accumulator")
-right.scatter(few / 1000, q_y[near, channel].astype(int) - int(y_params.zero_point), s=14, color=ORANGE, label="engine")
-right.set(title=f"Channel {channel}, close to 0", xlabel="accumulator, in thousands", ylabel="output - zero point")
+right.scatter(
+    few / 1000,
+    q_y[near, channel].astype(int) - int(y_params.zero_point),
+    s=14,
+    color=ORANGE,
+    label="engine",
+)
+right.set(
+    title=f"Channel {channel}, close to 0",
+    xlabel="accumulator, in thousands",
+    ylabel="output - zero point",
+)
 right.legend(fontsize=9)
 plt.show()
 
@@ -301,7 +338,9 @@ def my_linear(x, weight, bias, *, input_zero_point, weight_zero_point, requantiz
 
 
 mine = REFERENCE.with_override("linear", my_linear)
-print(f"accuracy with my_linear: {accuracy(net.run(x, kernels=mine)):.1f} %, before: {accuracy(logits['W8A8']):.1f} %")
+print(
+    f"accuracy with my_linear: {accuracy(net.run(x, kernels=mine)):.1f} %, before: {accuracy(logits['W8A8']):.1f} %"
+)
 report = labkit.verify(net, module, x[:200], kernels=mine)
 print(report)
 

@@ -18,11 +18,10 @@
 # with **Shift+Enter**, from top to bottom.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
 
@@ -78,7 +77,12 @@ mine = normalise(images)
 print("largest difference between your numbers and labkit's:", np.abs(mine - x).max())
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
 left.hist(images.ravel()[::7], bins=64, color=GREY)
-left.set(title="Pixels as they are stored", xlabel="pixel (0 to 255)", ylabel="count, log scale", yscale="log")
+left.set(
+    title="Pixels as they are stored",
+    xlabel="pixel (0 to 255)",
+    ylabel="count, log scale",
+    yscale="log",
+)
 right.hist(mine.ravel()[::7], bins=64, color=BLUE)
 right.set(title="As the network gets them", xlabel="input (a real number)", yscale="log")
 plt.show()
@@ -162,12 +166,18 @@ def draw_image(rank):
     left.set_title(f"test image {i}: {data.class_names[labels[i]]}", fontsize=10)
     colours = [GREEN if k == labels[i] else BLUE for k in range(len(data.class_names))]
     right.bar(data.class_names, 100 * shares[i], color=colours)
-    right.set(title="What the network thinks (green: the right class)", ylabel="softmax, %", ylim=(0, 100))
+    right.set(
+        title="What the network thinks (green: the right class)", ylabel="softmax, %", ylim=(0, 100)
+    )
     right.tick_params(axis="x", rotation=45)
     plt.show()
 
 
-play(draw_image, stills=[{"rank": 0}, {"rank": 40}], rank=(0, 1, 2, 3, 5, 10, 20, 40, 80, 150, 300, 600, 999))
+play(
+    draw_image,
+    stills=[{"rank": 0}, {"rank": 40}],
+    rank=(0, 1, 2, 3, 5, 10, 20, 40, 80, 150, 300, 600, 999),
+)
 
 # %% [markdown]
 # Now the other end: the mistakes that it is *most* sure of. Would you have known better?
@@ -180,7 +190,8 @@ for place, i in zip(axes, surest, strict=True):
     guess = shares[i].argmax()
     place.imshow(images[i].transpose(1, 2, 0))
     place.set_title(
-        f"{data.class_names[labels[i]]}, taken for\n{data.class_names[guess]} ({shares[i, guess]:.0%})", fontsize=9
+        f"{data.class_names[labels[i]]}, taken for\n{data.class_names[guess]} ({shares[i, guess]:.0%})",
+        fontsize=9,
     )
     place.axis("off")
 plt.show()
@@ -320,7 +331,9 @@ counts = {name: convolution_costs(*layer, 1, 0) for name, layer in layers.items(
 print("layer   output              weights       MACs   MACs a weight")
 for name, (n, macs, shape) in counts.items():
     print(f"{name:6}  {shape!s:14} {n:12,} {macs:10,} {macs // n:15,}")
-print(f"sum {sum(n for n, _, _ in counts.values()):27,} {sum(macs for _, macs, _ in counts.values()):10,}")
+print(
+    f"sum {sum(n for n, _, _ in counts.values()):27,} {sum(macs for _, macs, _ in counts.values()):10,}"
+)
 
 # %%
 figure, place = plt.subplots(figsize=(9, 2.4))
@@ -332,10 +345,23 @@ for row, (what, values) in enumerate(
         share = 100 * value / sum(values)
         place.barh(row, share, left=start, color=colour, label=name if row == 0 else None)
         if share > 4:
-            place.text(start + share / 2, row, f"{share:.0f} %", ha="center", va="center", color="white", fontsize=9)
+            place.text(
+                start + share / 2,
+                row,
+                f"{share:.0f} %",
+                ha="center",
+                va="center",
+                color="white",
+                fontsize=9,
+            )
         start += share
     place.text(-1, row, what, ha="right", va="center")
-place.set(title="Where the weights are, and where the work is", xlabel="share, %", yticks=[], xlim=(0, 100))
+place.set(
+    title="Where the weights are, and where the work is",
+    xlabel="share, %",
+    yticks=[],
+    xlim=(0, 100),
+)
 place.invert_yaxis()
 place.legend(ncols=1, fontsize=8, bbox_to_anchor=(1.01, 1), loc="upper left")
 plt.show()
@@ -405,8 +431,12 @@ for name, widths in {
     "fc1 alone 4 bits": [8, 8, 4, 8, 8],
 }.items():
     size = network_bytes(numbers, widths)
-    work = sum(m * w * (32 if w == 32 else 8) for (_, m, _), w in zip(counts.values(), widths, strict=True))
-    print(f"{name:17} {size:9,} {size / network_bytes(numbers, [32] * 5):11.1%} {work / 1e6:18,.0f} million")
+    work = sum(
+        m * w * (32 if w == 32 else 8) for (_, m, _), w in zip(counts.values(), widths, strict=True)
+    )
+    print(
+        f"{name:17} {size:9,} {size / network_bytes(numbers, [32] * 5):11.1%} {work / 1e6:18,.0f} million"
+    )
 
 # %% [markdown]
 # The last column is the measure of the HAWQ papers: MACs times bits of the weight times bits of the input (here 8, or
@@ -536,7 +566,11 @@ print(labkit.verify(net, module, x[:50], kernels=mine))
 from labkit.course.showcase import show_accuracy
 
 show_accuracy(
-    {"float": float_network, "labkit, integers": net.run, "integers, with yours": lambda x: net.run(x, kernels=mine)},
+    {
+        "float": float_network,
+        "labkit, integers": net.run,
+        "integers, with yours": lambda x: net.run(x, kernels=mine),
+    },
     data,
 )
 
@@ -566,7 +600,9 @@ def paired_change(logits, others, labels):
     ### BEGIN SOLUTION
     first = logits.argmax(axis=1) == labels
     second = others.argmax(axis=1) == labels
-    return 100 * (second.mean() - first.mean()), 100 * np.sqrt(np.sum(first != second)) / len(labels)
+    return 100 * (second.mean() - first.mean()), 100 * np.sqrt(np.sum(first != second)) / len(
+        labels
+    )
     ### END SOLUTION
 
 

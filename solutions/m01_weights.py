@@ -17,11 +17,10 @@
 # each task a `check` says how it went.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
 
@@ -30,7 +29,9 @@ data = labkit.data.load("auto")
 module = labkit.models.load("lenet", data=data.name)
 print(data.reason)
 
-weights = {name.removesuffix(".weight"): w.detach().numpy() for name, w in module.named_parameters()}
+weights = {
+    name.removesuffix(".weight"): w.detach().numpy() for name, w in module.named_parameters()
+}
 for name, w in weights.items():
     print(f"{name}: {w.dtype} {w.shape!s:15} {w.size:7,} weights, {4 * w.size:9,} bytes")
 
@@ -93,7 +94,13 @@ for place, (name, w) in zip(axes, weights.items(), strict=True):
     for end in (low, high):
         place.axvline(end, color=GREY, linewidth=2, label="actual range" if end == low else None)
     for end in (left, right):
-        place.axvline(end, color=ORANGE, linestyle="--", linewidth=2, label="3-sigma range" if end == left else None)
+        place.axvline(
+            end,
+            color=ORANGE,
+            linestyle="--",
+            linewidth=2,
+            label="3-sigma range" if end == left else None,
+        )
     place.set(title=name, xlabel="weight", yscale="log")
 axes[0].set_ylabel("count, log scale")
 axes[0].legend(fontsize=8, loc="lower center")
@@ -149,7 +156,10 @@ check("m01.q2")
 print("step of each layer, as a share of its sigma")
 print("bits  " + "".join(f"{name:>9}" for name in weights))
 for bits in (8, 4, 3, 2):
-    print(f"{bits:4}  " + "".join(f"{symmetric_scale(w, bits) / w.std():9.3f}" for w in weights.values()))
+    print(
+        f"{bits:4}  "
+        + "".join(f"{symmetric_scale(w, bits) / w.std():9.3f}" for w in weights.values())
+    )
 
 # %% [markdown]
 # Read this table slowly. At 8 bits a step is a few per cent of sigma: hardly a change. At 3 bits a step of `fc1` is
@@ -220,8 +230,12 @@ report = [  # kind, layer, actual range, 3-sigma range, what the report says of 
     ("activations", "fc2", (0.0, 7.7190), (1.9397, 2.8915), "smaller"),
     ("activations", "fc3", (-8.8538, 13.0640), (-8.2897, 8.2521), "smaller"),
 ]
-print("                     3-sigma range    ratio of            |max|/127   implied   implied   farthest value,")
-print("                     is said to be     widths    holds     reaches      mean     sigma    sigma from the mean")
+print(
+    "                     3-sigma range    ratio of            |max|/127   implied   implied   farthest value,"
+)
+print(
+    "                     is said to be     widths    holds     reaches      mean     sigma    sigma from the mean"
+)
 for kind, layer, actual, three_sigma, said in report:
     found = audit(actual, three_sigma, said)
     far = max(actual[1] - found["mean"], found["mean"] - actual[0]) / found["sigma"]
@@ -236,10 +250,22 @@ for place, kind in zip(axes, ("weights", "activations"), strict=True):
     rows = [row for row in report if row[0] == kind]
     for i, (_, _, actual, three_sigma, _) in enumerate(rows):
         place.barh(
-            i, actual[1] - actual[0], left=actual[0], height=0.7, color=GREY, label="actual range" if i == 0 else None
+            i,
+            actual[1] - actual[0],
+            left=actual[0],
+            height=0.7,
+            color=GREY,
+            label="actual range" if i == 0 else None,
         )
         width = three_sigma[1] - three_sigma[0]
-        place.barh(i, width, left=three_sigma[0], height=0.3, color=ORANGE, label="3-sigma range" if i == 0 else None)
+        place.barh(
+            i,
+            width,
+            left=three_sigma[0],
+            height=0.3,
+            color=ORANGE,
+            label="3-sigma range" if i == 0 else None,
+        )
     place.set_yticks(range(len(rows)), [f"{row[1]}, said: {row[4]}" for row in rows])
     place.invert_yaxis()
     place.set(title=f"The report's {kind}", xlabel="value (a real number)")
@@ -295,7 +321,11 @@ ties = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
 print("half-way          ", ties)
 print("to nearest even   ", np.rint(ties))
 print("cut off           ", ties.astype(int))
-print("the trap of int8:  200 as int8 is", np.array(200).astype(np.int8), "- a weight that changed its sign")
+print(
+    "the trap of int8:  200 as int8 is",
+    np.array(200).astype(np.int8),
+    "- a weight that changed its sign",
+)
 
 # %% [markdown]
 # ### {{m01.q4}}
@@ -332,10 +362,16 @@ def draw_grid(layer, bits):
     integers, counts = np.unique(q, return_counts=True)
     _, place = plt.subplots(figsize=(8.5, 3.2))
     place.hist(w.ravel(), bins=120, color=GREY, alpha=0.6, label="real weights, in 120 bins")
-    place.vlines(integers * scale, 0.5, counts, color=BLUE, linewidth=max(1.5, 7 - bits), label="integers")
+    place.vlines(
+        integers * scale, 0.5, counts, color=BLUE, linewidth=max(1.5, 7 - bits), label="integers"
+    )
     zeros = np.mean(q == 0)
     used = f"{len(integers)} of {2**bits - 1} integers used, {zeros:.0%} of the weights became 0"
-    place.set(title=f"{layer} at {bits} bits: {used}", xlabel="weight (integer times scale)", ylabel="count, log scale")
+    place.set(
+        title=f"{layer} at {bits} bits: {used}",
+        xlabel="weight (integer times scale)",
+        ylabel="count, log scale",
+    )
     place.set_yscale("log")
     place.legend(fontsize=9)
     plt.show()
@@ -397,7 +433,8 @@ check("m01.q5")
 # %%
 w = weights["conv1"]
 shown = {"float": w} | {
-    f"{b} bits": to_reals(to_integers(w, symmetric_scale(w, b), b), symmetric_scale(w, b)) for b in (8, 4, 3, 2)
+    f"{b} bits": to_reals(to_integers(w, symmetric_scale(w, b), b), symmetric_scale(w, b))
+    for b in (8, 4, 3, 2)
 }
 figure, axes = plt.subplots(len(shown), len(w), figsize=(9.5, 4.4))
 for row, (name, values) in zip(axes, shown.items(), strict=True):
@@ -452,9 +489,13 @@ by_layer = {
     for name, w in weights.items()
 }
 figure, place = plt.subplots(figsize=(7, 4))
-for (name, levels), colour in zip(by_layer.items(), (BLUE, ORANGE, GREEN, RED, "#7c3aed"), strict=True):
+for (name, levels), colour in zip(
+    by_layer.items(), (BLUE, ORANGE, GREEN, RED, "#7c3aed"), strict=True
+):
     place.plot(all_bits, levels, "o-", color=colour, label=name)
-place.plot(all_bits, by_layer["fc3"][-1] - 6.02 * (8 - all_bits), ":", color="black", label="6.02 dB a bit")
+place.plot(
+    all_bits, by_layer["fc3"][-1] - 6.02 * (8 - all_bits), ":", color="black", label="6.02 dB a bit"
+)
 place.axhline(0, color=GREY, linewidth=1)
 place.set(title="Weights, one scale for each layer", xlabel="bits", ylabel="SQNR, dB")
 place.legend(fontsize=9)
@@ -476,7 +517,10 @@ for place, (name, w) in zip(axes, weights.items(), strict=True):
     peaks = np.sort([np.abs(channel).max() for channel in w])[::-1]
     place.bar(range(len(peaks)), peaks, width=1.0, color=BLUE, edgecolor="white", linewidth=0.2)
     place.axhline(peaks[0], color=ORANGE, linestyle="--", label="sets the scale of the layer")
-    place.set(title=f"{name}: largest over smallest {peaks[0] / peaks[-1]:.2g}", xlabel="output channel, sorted")
+    place.set(
+        title=f"{name}: largest over smallest {peaks[0] / peaks[-1]:.2g}",
+        xlabel="output channel, sorted",
+    )
     place.title.set_fontsize(9)
 axes[0].set_ylabel("largest magnitude")
 axes[0].legend(fontsize=8, loc="lower left")
@@ -512,12 +556,19 @@ def quantize_layer(w, bits):
 check("m01.q7")
 
 # %%
-by_channel = {name: [sqnr(w, to_reals(*quantize_layer(w, int(b)))) for b in all_bits] for name, w in weights.items()}
+by_channel = {
+    name: [sqnr(w, to_reals(*quantize_layer(w, int(b)))) for b in all_bits]
+    for name, w in weights.items()
+}
 figure, place = plt.subplots(figsize=(8.5, 3.4))
 gains = {name: np.array(by_channel[name]) - by_layer[name] for name in weights}
 for i, bits in enumerate((8, 4, 3, 2)):
     place.bar(
-        np.arange(5) + (i - 1.5) * 0.2, [g[bits - 2] for g in gains.values()], 0.2, label=f"{bits} bits", color=f"C{i}"
+        np.arange(5) + (i - 1.5) * 0.2,
+        [g[bits - 2] for g in gains.values()],
+        0.2,
+        label=f"{bits} bits",
+        color=f"C{i}",
     )
 place.set_xticks(range(5), list(weights))
 place.set(title="Gained by a scale for each channel", ylabel="SQNR gained, dB")
@@ -590,10 +641,19 @@ def draw_trade(layer, bits):
     place.plot(limits, clipping, color=ORANGE, label="clipping")
     place.plot(limits, rounding, color=BLUE, label="rounding")
     place.plot(limits, total, color="black", linewidth=2, label="both")
-    place.axvline(best, color=GREEN, linestyle="--", label=f"least error, at {best / peak:.0%} of max |w|")
+    place.axvline(
+        best, color=GREEN, linestyle="--", label=f"least error, at {best / peak:.0%} of max |w|"
+    )
     if three_sigma < peak:
-        place.axvline(three_sigma, color=GREY, linestyle=":", label=f"3 sigma, at {three_sigma / peak:.0%}")
-    place.set(title=f"{layer} at {bits} bits", xlabel="limit", ylabel="mean squared error, log scale", yscale="log")
+        place.axvline(
+            three_sigma, color=GREY, linestyle=":", label=f"3 sigma, at {three_sigma / peak:.0%}"
+        )
+    place.set(
+        title=f"{layer} at {bits} bits",
+        xlabel="limit",
+        ylabel="mean squared error, log scale",
+        yscale="log",
+    )
     place.set_ylim(total.min() / 30, total.max() * 2)
     place.legend(fontsize=9, bbox_to_anchor=(1.01, 1), loc="upper left")
     plt.show()
@@ -666,7 +726,9 @@ print("SQNR in dB at 3 bits     largest magnitude    fitted scale")
 for name, w in weights.items():
     flat, first = w.ravel().astype(float), symmetric_scale(w, 3)
     fitted = fitted_scale(flat, first, 3)
-    print(f"{name:12} {by_layer[name][1]:24.1f} {sqnr(flat, to_reals(to_integers(flat, fitted, 3), fitted)):17.1f}")
+    print(
+        f"{name:12} {by_layer[name][1]:24.1f} {sqnr(flat, to_reals(to_integers(flat, fitted, 3), fitted)):17.1f}"
+    )
 
 # %% [markdown]
 # ## 8 Your integers in the network
@@ -677,7 +739,6 @@ for name, w in weights.items():
 
 # %%
 from IPython.display import display
-
 from labkit.arithmetic.affine import PerAxis, QTensor
 from labkit.course.showcase import show_accuracy
 from labkit.frontends.torch_fx import from_torch
@@ -699,7 +760,9 @@ def with_weights_of(quantizer, bits):
     for name, w in weights.items():
         q, scales = quantizer(w, bits)
         params = QParams(np.asarray(scales, np.float32), np.zeros(len(w), np.int32))
-        layers[name] = RoundedLayer(QTensor(q.astype(np.int8), params, spec), np.zeros(len(w), np.float32))
+        layers[name] = RoundedLayer(
+            QTensor(q.astype(np.int8), params, spec), np.zeros(len(w), np.float32)
+        )
     return IntegerNet(convert(graph, calibration, BitPlan.uniform(graph, bits, 8), rounded=layers))
 
 
@@ -718,7 +781,9 @@ for bits in (8, 4, 3):
     yours = with_weights_of(quantize_layer, bits)
     ours = labkit.quantize(module, data.calibration(256), weights=bits, activations=8)
     same = np.array_equal(yours.run(x), ours.run(x))
-    pairs = [(yours.graph[name].op.weight.values, ours.graph[name].op.weight.values) for name in weights]
+    pairs = [
+        (yours.graph[name].op.weight.values, ours.graph[name].op.weight.values) for name in weights
+    ]
     differ = sum(np.count_nonzero(a != b) for a, b in pairs)
     print(
         f"{bits} bits: {differ} of {sum(a.size for a, _ in pairs):,} integers differ; logits of 100 images equal: {same}"

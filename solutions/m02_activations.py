@@ -18,11 +18,10 @@
 # Equation numbers are those of `docs/arithmetic.md`.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
 
@@ -169,10 +168,14 @@ for handle in handles:
     handle.remove()
 
 figure, axes = plt.subplots(2, 3, figsize=(9.5, 5))
-for place, name in zip(axes.flat, ["input", "conv1", "relu1", "relu2", "relu3", "fc3"], strict=True):
+for place, name in zip(
+    axes.flat, ["input", "conv1", "relu1", "relu2", "relu3", "fc3"], strict=True
+):
     values = seen[name].ravel()
     zeros = np.mean(values == 0)
-    place.hist(values, bins=60, log=True, histtype="stepfilled", color=ORANGE if "relu" in name else BLUE)
+    place.hist(
+        values, bins=60, log=True, histtype="stepfilled", color=ORANGE if "relu" in name else BLUE
+    )
     place.set_title(f"{name}: {100 * zeros:.0f} % are exactly 0", fontsize=10)
     place.set(xlabel="activation (a real number)", ylabel="count, log scale")
 plt.show()
@@ -221,7 +224,13 @@ for row, name in enumerate(names):
         (*useful_range(values), GREEN),
     ]
     for shift, (low, high, colour) in zip((-0.26, 0, 0.26), spans, strict=True):
-        place.plot([low, high], [row + shift, row + shift], color=colour, linewidth=5, solid_capstyle="butt")
+        place.plot(
+            [low, high],
+            [row + shift, row + shift],
+            color=colour,
+            linewidth=5,
+            solid_capstyle="butt",
+        )
 place.axvline(0, color="black", linewidth=0.8)
 for colour, label in ((GREY, "actual range"), (RED, "3 sigma"), (GREEN, "in common")):
     place.plot([], [], color=colour, linewidth=5, label=label)
@@ -296,7 +305,9 @@ check("m02.q4")
 
 # %%
 scale, zero_point = affine_params(-1.0, 1.0, 8)
-print(f"2 / 255 = {2 / 255:.12f}, as float32 {scale:.12f}; 1 / S = {1 / scale:.8f}; zero point {zero_point}")
+print(
+    f"2 / 255 = {2 / 255:.12f}, as float32 {scale:.12f}; 1 / S = {1 / scale:.8f}; zero point {zero_point}"
+)
 
 # %% [markdown]
 # The seventh digit of a scale decides about an integer. If two programs shall agree in every integer, they have to agree in
@@ -368,14 +379,18 @@ def draw(bits, end):
     left.hist(sample, bins=80, log=True, histtype="stepfilled", color=ORANGE)
     for step in range(2**bits if bits < 5 else 0):
         left.axvline(step * scale, color=BLUE, linewidth=0.9)
-    left.axvline(relu2.max() * end / 100, color="black", linestyle=":", label=f"end: {end} % of the largest")
+    left.axvline(
+        relu2.max() * end / 100, color="black", linestyle=":", label=f"end: {end} % of the largest"
+    )
     left.set(
         title=f"Positive activations after relu2, {bits} bits",
         xlabel="activation (a real number)",
         ylabel="count, log scale",
     )
     left.legend(fontsize=9)
-    right.plot(ends_in_percent, [error_of(bits, e)[0] for e in ends_in_percent], color=GREY, marker=".")
+    right.plot(
+        ends_in_percent, [error_of(bits, e)[0] for e in ends_in_percent], color=GREY, marker="."
+    )
     right.plot(end, error, color=RED, marker="o", label=f"your end: {error:.4f}")
     right.set(
         title="What the grid costs",
@@ -387,7 +402,12 @@ def draw(bits, end):
     plt.show()
 
 
-play(draw, stills=[{"bits": 3, "end": 100}, {"bits": 3, "end": 40}], bits=[2, 3, 4, 8], end=ends_in_percent)
+play(
+    draw,
+    stills=[{"bits": 3, "end": 100}, {"bits": 3, "end": 40}],
+    bits=[2, 3, 4, 8],
+    end=ends_in_percent,
+)
 
 # %% [markdown]
 # At 8 bits (nearly) the whole range is a good choice; with few bits it pays to clip. Module m05 searches for such ends properly.
@@ -437,7 +457,10 @@ def output_factors(n_in, n_w, largest):
 check("m02.q6")
 
 # %%
-weights = {name: module.get_submodule(name).weight.detach().numpy() for name in ("conv1", "conv2", "fc1", "fc2", "fc3")}
+weights = {
+    name: module.get_submodule(name).weight.detach().numpy()
+    for name in ("conv1", "conv2", "fc1", "fc2", "fc3")
+}
 n_w = [127 / float(np.abs(w).max()) for w in weights.values()]
 largest = [max(map(abs, ranges[name])) for name in ("relu1", "relu2", "relu3", "relu4", "fc3")]
 factors = output_factors(127.0, n_w, largest)
@@ -510,11 +533,22 @@ check("m02.q7")
 # %%
 acc = np.arange(-3000, 9000, 25)
 figure, place = plt.subplots(figsize=(8.5, 3.2))
-for zero_point, low, colour, label in ((40, 0, BLUE, "Z = 40"), (40, 40, ORANGE, "Z = 40 with a ReLU")):
+for zero_point, low, colour, label in (
+    (40, 0, BLUE, "Z = 40"),
+    (40, 40, ORANGE, "Z = 40 with a ReLU"),
+):
     place.plot(
-        acc, requantize(acc, 0.03, zero_point, low, 255), color=colour, linewidth=3 if low == 0 else 1.2, label=label
+        acc,
+        requantize(acc, 0.03, zero_point, low, 255),
+        color=colour,
+        linewidth=3 if low == 0 else 1.2,
+        label=label,
     )
-place.set(title="Requantization with M = 0.03", xlabel="accumulator a (an integer)", ylabel="output q (an integer)")
+place.set(
+    title="Requantization with M = 0.03",
+    xlabel="accumulator a (an integer)",
+    ylabel="output q (an integer)",
+)
 place.legend(fontsize=9)
 plt.show()
 
@@ -554,17 +588,34 @@ s_x, zero_in = affine_params(*ranges["relu3"], 8)
 s_y, zero_out = affine_params(*ranges["relu4"], 8)
 s_w = (np.abs(weights["fc2"]).max(axis=1) / np.float32(127)).astype(np.float64)
 w_int = np.rint(weights["fc2"] / s_w[:, None]).astype(np.int8)
-q_out = quantized_linear(affine_quantize(real_in, s_x, zero_in, 8), w_int, s_w, s_x, s_y, zero_in, zero_out, True)
+q_out = quantized_linear(
+    affine_quantize(real_in, s_x, zero_in, 8), w_int, s_w, s_x, s_y, zero_in, zero_out, True
+)
 difference = (to_real(q_out, s_y, zero_out) - real_out) / s_y
 
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
 left.plot([0, real_out.max()], [0, real_out.max()], color=ORANGE, linewidth=1)
 left.scatter(
-    real_out, to_real(q_out, s_y, zero_out), s=6, color=BLUE, alpha=0.4, linewidths=0, rasterized=True, zorder=3
+    real_out,
+    to_real(q_out, s_y, zero_out),
+    s=6,
+    color=BLUE,
+    alpha=0.4,
+    linewidths=0,
+    rasterized=True,
+    zorder=3,
 )
-left.set(title="fc2 with its ReLU, 100 images", xlabel="float layer", ylabel="your integer layer, times S")
+left.set(
+    title="fc2 with its ReLU, 100 images",
+    xlabel="float layer",
+    ylabel="your integer layer, times S",
+)
 right.hist(difference[real_out > 0], bins=60, color=GREEN)
-right.set(title="Error, where the output is positive", xlabel="error in steps of the output's grid", ylabel="count")
+right.set(
+    title="Error, where the output is positive",
+    xlabel="error in steps of the output's grid",
+    ylabel="count",
+)
 plt.show()
 
 # %% [markdown]
@@ -620,7 +671,14 @@ def integer_forward(q, scale, zero_point, layers):
         rows = patches(q, weight.shape[-1]) if is_conv else q.reshape(len(q), weight.shape[1])
         flat = weight.reshape(len(weight), rows.shape[-1])
         out = quantized_linear(
-            rows, flat, layer["s_w"], scale, layer["s_y"], zero_point, layer["zero_out"], layer["relu"]
+            rows,
+            flat,
+            layer["s_w"],
+            scale,
+            layer["s_y"],
+            zero_point,
+            layer["zero_out"],
+            layer["relu"],
         )
         q = out.transpose(0, 3, 1, 2) if is_conv else out
         scale, zero_point = layer["s_y"], layer["zero_out"]
@@ -663,13 +721,17 @@ with torch.no_grad():
 my_logits = to_real(q_logits, my_layers[-1]["s_y"], my_layers[-1]["zero_out"])
 print(f"float network: {100 * np.mean(float_logits.argmax(1) == y):.1f} % of {len(y)} test images")
 print(f"your integers: {100 * np.mean(my_logits.argmax(1) == y):.1f} %")
-print(f"largest error of a logit: {np.abs(my_logits - float_logits).max():.2f}, one step is {my_layers[-1]['s_y']:.2f}")
+print(
+    f"largest error of a logit: {np.abs(my_logits - float_logits).max():.2f}, one step is {my_layers[-1]['s_y']:.2f}"
+)
 
 # %%
 figure, place = plt.subplots(figsize=(4.2, 4))
 ends = [float_logits.min(), float_logits.max()]
 place.plot(ends, ends, color=ORANGE, linewidth=1)
-place.scatter(float_logits, my_logits, s=6, color=BLUE, alpha=0.4, linewidths=0, rasterized=True, zorder=3)
+place.scatter(
+    float_logits, my_logits, s=6, color=BLUE, alpha=0.4, linewidths=0, rasterized=True, zorder=3
+)
 place.set(title="Logits of 200 test images", xlabel="float network", ylabel="your integer network")
 plt.show()
 
@@ -702,7 +764,9 @@ mine = REFERENCE.with_override("linear", my_linear)
 # %%
 theirs, yours = net.trace(x), net.trace(x, kernels=mine)
 for name in ("fc1", "fc2", "fc3"):
-    print(f"{name}: {np.count_nonzero(theirs[name] != yours[name])} of {theirs[name].size:,} integers differ")
+    print(
+        f"{name}: {np.count_nonzero(theirs[name] != yours[name])} of {theirs[name].size:,} integers differ"
+    )
 print("the same logits, to the last bit:", np.array_equal(theirs["output"], yours["output"]))
 
 # %% [markdown]
@@ -755,7 +819,9 @@ check("m02.c1")
 
 # %%
 for name in ("fc1", "fc2", "fc3"):
-    firsts = [first_disagreement(float(m)) for m in net.graph[name].op.requantizer.multiplier.to_real()]
+    firsts = [
+        first_disagreement(float(m)) for m in net.graph[name].op.requantizer.multiplier.to_real()
+    ]
     found = [a for a in firsts if a is not None]
     least = f"the smallest is {min(found):,}" if found else "none fits int32"
     print(f"{name}: {len(found)} of {len(firsts)} channels have such an accumulator; {least}")

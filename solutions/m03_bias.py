@@ -20,15 +20,14 @@
 import copy
 from dataclasses import replace
 
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from torch import nn
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
 from labkit.net import IntegerNet
+from torch import nn
 
 use_look()
 data = labkit.data.load("auto")
@@ -86,14 +85,35 @@ q_bias = quantize_bias(bias, s_w, s_x)
 
 sums = net.trace(x)["fc2"].astype(np.int64) @ last.op.weight.values.astype(np.int64).T
 figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4))
-left.boxplot(list(sums.T), positions=range(10), widths=0.5, showfliers=False, medianprops={"color": GREY})
+left.boxplot(
+    list(sums.T), positions=range(10), widths=0.5, showfliers=False, medianprops={"color": GREY}
+)
 left.scatter(range(10), q_bias, color=GREEN, zorder=3, label="right bias")
-left.set(title="Sums of products in fc3 (box: half of the images)", xlabel="output", ylabel="integer")
+left.set(
+    title="Sums of products in fc3 (box: half of the images)", xlabel="output", ylabel="integer"
+)
 left.legend(fontsize=9)
-right.bar(np.arange(10) - 0.2, np.abs(q_bias), width=0.4, color=GREEN, label="right: bias / (S_w S_x), rounded")
-right.bar(np.arange(10) + 0.2, np.abs(np.rint(bias)), width=0.4, color=RED, label="unscaled: bias, rounded (no bar: 0)")
+right.bar(
+    np.arange(10) - 0.2,
+    np.abs(q_bias),
+    width=0.4,
+    color=GREEN,
+    label="right: bias / (S_w S_x), rounded",
+)
+right.bar(
+    np.arange(10) + 0.2,
+    np.abs(np.rint(bias)),
+    width=0.4,
+    color=RED,
+    label="unscaled: bias, rounded (no bar: 0)",
+)
 right.set_yscale("symlog", linthresh=1)
-right.set(title="The two biases", xlabel="output", ylabel="magnitude of the integer, log scale", ylim=(0, 2e5))
+right.set(
+    title="The two biases",
+    xlabel="output",
+    ylabel="magnitude of the integer, log scale",
+    ylim=(0, 2e5),
+)
 right.legend(fontsize=9, loc="upper right")
 plt.show()
 print("right   :", q_bias)
@@ -154,13 +174,21 @@ check("m03.q2")
 error = unscaled_error(bias, s_w, s_x, s_y)
 figure, place = plt.subplots(figsize=(8.5, 3))
 place.bar(range(10), error, color=RED, label="bias left unscaled")
-place.axhspan(-0.5, 0.5, color=GREY, alpha=0.4, linewidth=0, label="what rounding the output costs anyway")
-place.set(title="Error of each logit, the same for every image", xlabel="output", ylabel="steps of the output's grid")
+place.axhspan(
+    -0.5, 0.5, color=GREY, alpha=0.4, linewidth=0, label="what rounding the output costs anyway"
+)
+place.set(
+    title="Error of each logit, the same for every image",
+    xlabel="output",
+    ylabel="steps of the output's grid",
+)
 place.set(xticks=range(10), ylim=1.1 * max(1, np.abs(error).max()) * np.array([-1, 1.4]))
 place.legend(fontsize=9, ncols=2, loc="upper right")
 plt.show()
 correlation = np.corrcoef(error, -bias)[0, 1]
-print(f"largest: {np.abs(error).max():.2f} steps of {s_y:.3f}; correlation with the bias itself: {correlation:.6f}")
+print(
+    f"largest: {np.abs(error).max():.2f} steps of {s_y:.3f}; correlation with the bias itself: {correlation:.6f}"
+)
 
 # %% [markdown]
 # An error of the same size in every image is worse than a random one: it favours the same wrong class again and again. What
@@ -217,7 +245,10 @@ print("the same integers as labkit's:", np.array_equal(my_camera_bias, first.bia
 
 def with_bias(integer_net, layer, bias):
     """The same integer network with another integer bias in one layer."""
-    nodes = tuple(replace(n, op=replace(n.op, bias=bias)) if n.name == layer else n for n in integer_net.graph.nodes)
+    nodes = tuple(
+        replace(n, op=replace(n.op, bias=bias)) if n.name == layer else n
+        for n in integer_net.graph.nodes
+    )
     return IntegerNet(replace(integer_net.graph, nodes=nodes))
 
 
@@ -229,7 +260,9 @@ axes[0].set_title(f"the camera's bytes: {data.class_names[y[0]]}", fontsize=9)
 for place, net_shown, title in zip(
     axes[1:], (camera_net, camera_unscaled), ("right bias", "unscaled bias"), strict=True
 ):
-    drawn = place.imshow(net_shown.trace(pixels[:1])["conv1"][0, shown], cmap="viridis", vmin=0, vmax=255)
+    drawn = place.imshow(
+        net_shown.trace(pixels[:1])["conv1"][0, shown], cmap="viridis", vmin=0, vmax=255
+    )
     place.set_title(f"conv1, channel {shown}, {title}", fontsize=9)
 figure.colorbar(drawn, ax=axes[1:], label="integer", shrink=0.8)
 for place in axes:
@@ -297,13 +330,22 @@ def draw(n):
     left.barh(["needed", "wrapped to int32", "by eq. 8a"], values, color=[GREY, RED, GREEN])
     for edge in (-(2**31), 2**31):
         left.axvline(edge, color="black", linestyle=":")
-    left.set(title=f"Bias integer, weights times 2^-{n}", xlabel="integer, log scale; dotted: the ends of int32")
+    left.set(
+        title=f"Bias integer, weights times 2^-{n}",
+        xlabel="integer, log scale; dotted: the ends of int32",
+    )
     left.set_xscale("symlog", linthresh=2**28)
     left.set_xlim(-(2.0**34), 2.0**42)
     left.set_xticks([-(2.0**31), 0, 2.0**31, 2.0**40], ["-2^31", "0", "2^31", "2^40"])
     left.invert_yaxis()
     right.bar(range(8), np.rint(small / scale), width=0.8, color=GREY, label="with their own scale")
-    right.bar(range(8), np.rint(small / fitting), width=0.45, color=GREEN, label="with the scale of eq. 8a")
+    right.bar(
+        range(8),
+        np.rint(small / fitting),
+        width=0.45,
+        color=GREEN,
+        label="with the scale of eq. 8a",
+    )
     right.set(title="Weights as integers", xlabel="weight", ylabel="integer", ylim=(-130, 130))
     right.legend(fontsize=9)
     plt.show()
@@ -350,20 +392,34 @@ bounds, reached, deepest = [], [], []
 for name in names:
     node = camera_net.graph[name]
     _, given = camera_net.graph.inputs_of(node)[0].quantized
-    bounds.append(largest_accumulator(node.op.weight.values, node.op.bias, int(given.zero_point)).max())
+    bounds.append(
+        largest_accumulator(node.op.weight.values, node.op.bias, int(given.zero_point)).max()
+    )
     deepest.append(node.op.weight.values[0].size)
     if name.startswith("fc"):
         incoming = trace[node.inputs[0]].astype(np.int64) - int(given.zero_point)
-        reached.append(np.abs(incoming @ node.op.weight.values.astype(np.int64).T + node.op.bias).max())
+        reached.append(
+            np.abs(incoming @ node.op.weight.values.astype(np.int64).T + node.op.bias).max()
+        )
     else:
         reached.append(np.nan)
 
 figure, place = plt.subplots(figsize=(8.5, 3.2))
 place.bar(np.arange(5) - 0.2, bounds, width=0.4, color=BLUE, label="bound, largest of all channels")
-place.bar(np.arange(5) + 0.2, reached, width=0.4, color=ORANGE, label=f"reached on {len(x)} images (fc layers)")
+place.bar(
+    np.arange(5) + 0.2,
+    reached,
+    width=0.4,
+    color=ORANGE,
+    label=f"reached on {len(x)} images (fc layers)",
+)
 place.axhline(2**31 - 1, color="black", linestyle=":", label="int32")
 place.set_yscale("log")
-place.set(title="How large the sums of an 8-bit LeNet may become", xticks=range(5), ylabel="magnitude, log scale")
+place.set(
+    title="How large the sums of an 8-bit LeNet may become",
+    xticks=range(5),
+    ylabel="magnitude, log scale",
+)
 place.set_xticklabels([f"{n}\n{d} products" for n, d in zip(names, deepest, strict=True)])
 place.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0.01, 0.86))
 plt.show()
@@ -417,14 +473,20 @@ check("m03.q5")
 # %%
 mobile = labkit.models.load("mobilenetv2-small", data=data.name)
 layer, norm = mobile.features[1].layers[0][0], mobile.features[1].layers[0][1]
-numbers = [t.detach().numpy() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)]
+numbers = [
+    t.detach().numpy() for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+]
 w = layer.weight.detach().numpy()
 w_folded, b_folded = fold_batch_norm(w, None, *numbers, norm.eps)
 patch = torch.randn(8, w.shape[0], 3, 3, generator=torch.Generator().manual_seed(0))
 with torch.no_grad():
     wanted = norm(torch.conv2d(patch, layer.weight, groups=w.shape[0]))
-    got = torch.conv2d(patch, torch.from_numpy(w_folded), torch.from_numpy(b_folded), groups=w.shape[0])
-print(f"largest difference: {(wanted - got).abs().max().item():.1e} of values up to {wanted.abs().max().item():.1f}")
+    got = torch.conv2d(
+        patch, torch.from_numpy(w_folded), torch.from_numpy(b_folded), groups=w.shape[0]
+    )
+print(
+    f"largest difference: {(wanted - got).abs().max().item():.1e} of values up to {wanted.abs().max().item():.1f}"
+)
 gains = np.abs(numbers[0]) / np.sqrt(numbers[3] + norm.eps)
 print(
     f"gains from {gains.min():.2f} to {gains.max():.2f}: the largest is {gains.max() / gains.min():.0f} times the smallest"
@@ -449,7 +511,9 @@ for place, (title, scales), colour in zip(axes, ways.items(), (RED, ORANGE, GREE
     integers = np.clip(np.rint(w_folded.reshape(len(w), -1) / scales[:, None]), -127, 127)
     error = np.linalg.norm(integers * scales[:, None] - w_folded.reshape(len(w), -1), axis=1)
     relative = error / np.linalg.norm(w_folded.reshape(len(w), -1), axis=1)
-    place.set_title(f"{title}\nerror of the worst channel: {100 * relative.max():.1f} %", fontsize=9)
+    place.set_title(
+        f"{title}\nerror of the worst channel: {100 * relative.max():.1f} %", fontsize=9
+    )
     place.set(xlabel="channel, sorted by its largest weight")
 axes[0].set_yscale("log")
 axes[0].set(ylabel="largest integer wanted, log scale", ylim=(0.5, None))
@@ -518,7 +582,9 @@ print("vanished:", vanished_channels(gone, np.array([1e-34])))
 smallest, shift = np.array([2.0**-126], np.float32), np.array([0.8], np.float32)
 fitting = fitting_weight_scale(shift, smallest, 0.04)
 constant = quantize_bias(shift, fitting.astype(np.float64), 0.04)
-print(f"scale {smallest[0]:.3g} -> {fitting[0]:.3g}, bias integer {constant[0]:,} (2**30 is {2**30:,})")
+print(
+    f"scale {smallest[0]:.3g} -> {fitting[0]:.3g}, bias integer {constant[0]:,} (2**30 is {2**30:,})"
+)
 print(f"what it puts out: {constant[0] * float(fitting[0]) * 0.04:.9f}, wanted {shift[0]:.9f}")
 
 # %% [markdown]
@@ -576,7 +642,9 @@ for name in ("fc1", "fc2", "fc3"):
     new = nn.Linear(w.shape[1], w.shape[0])
     with torch.no_grad():
         new.weight.copy_(layer.weight)
-        new.bias.copy_(torch.from_numpy(corrected_bias(own, w, rounded, inputs[name]).astype(np.float32)))
+        new.bias.copy_(
+            torch.from_numpy(corrected_bias(own, w, rounded, inputs[name]).astype(np.float32))
+        )
     corrected.add_module(name, new)
 corrected_net = labkit.quantize(corrected.eval(), calibration, weights=3, per_channel=False)
 
@@ -584,9 +652,16 @@ w, rounded = module.fc1.weight.detach().numpy(), coarse_net.graph["fc1"].op.weig
 before = (on_test["fc1"] @ (rounded - w).T).mean(axis=0)
 after = before + corrected.fc1.bias.detach().numpy()
 figure, place = plt.subplots(figsize=(8.5, 3))
-place.plot(before, color=RED, linewidth=1, label=f"rounded weights, mean magnitude {np.abs(before).mean():.3f}")
+place.plot(
+    before,
+    color=RED,
+    linewidth=1,
+    label=f"rounded weights, mean magnitude {np.abs(before).mean():.3f}",
+)
 place.plot(after, color=GREEN, linewidth=1, label=f"with your bias, {np.abs(after).mean():.3f}")
-place.set(title="Shift of the mean output of fc1, on test images", xlabel="output", ylabel="real units")
+place.set(
+    title="Shift of the mean output of fc1, on test images", xlabel="output", ylabel="real units"
+)
 place.legend(fontsize=9)
 plt.show()
 
@@ -603,7 +678,9 @@ from labkit.course.showcase import show_accuracy
 
 mine = with_bias(net, "fc3", quantize_bias(bias, s_w, s_x))
 unscaled = with_bias(net, "fc3", np.rint(bias).astype(np.int32))
-print("ten integers, the same as labkit's:", np.array_equal(mine.graph["fc3"].op.bias, last.op.bias))
+print(
+    "ten integers, the same as labkit's:", np.array_equal(mine.graph["fc3"].op.bias, last.op.bias)
+)
 print("every logit the same, to the last bit:", np.array_equal(mine.run(x), net.run(x)))
 moved = (unscaled.trace(x)["fc3"].astype(int) - net.trace(x)["fc3"]).mean(axis=0)
 print("unscaled, the logits move by (steps):", moved.round(1))
@@ -668,7 +745,13 @@ check("m03.c1")
 # %%
 ones = np.ones(3, np.float32)
 _, again = fold_norm_before(
-    module.conv1.weight.detach().numpy(), np.zeros(12, np.float32), ones / 127.5, -ones, 0 * ones, ones, 0.0
+    module.conv1.weight.detach().numpy(),
+    np.zeros(12, np.float32),
+    ones / 127.5,
+    -ones,
+    0 * ones,
+    ones,
+    0.0,
 )
 print("the camera's biases again:", np.allclose(again, camera_bias, atol=1e-5))
 

@@ -19,11 +19,10 @@
 # $q$ stands for the real number $r$; $S$ is the scale, $Z$ the zero point.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-import labkit
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import RoundingRule, scale_and_round
 from labkit.course import check
@@ -60,7 +59,9 @@ q_x = trace["flatten"]
 accumulators = (q_x.astype(int) - x_zero).dot(weights.T.astype(int)) + bias
 
 print(f"inputs   {q_x.dtype} {q_x.shape}, zero point {x_zero}")
-print(f"weights  {weights.dtype} {weights.shape}; no biases, as in all layers of this LeNet (they are kept as 0)")
+print(
+    f"weights  {weights.dtype} {weights.shape}; no biases, as in all layers of this LeNet (they are kept as 0)"
+)
 print(f"accumulators of {len(x)} images: {accumulators.min():,} to {accumulators.max():,}")
 
 # %% [markdown]
@@ -88,7 +89,9 @@ def rest_of_the_network(fc1_sums):
 
 
 widths = np.arange(10, 25)
-right = [100 * np.mean(rest_of_the_network(wrapped(accumulators, w)).argmax(1) == y) for w in widths]
+right = [
+    100 * np.mean(rest_of_the_network(wrapped(accumulators, w)).argmax(1) == y) for w in widths
+]
 
 figure, place = plt.subplots(figsize=(7.5, 3.4))
 place.plot(widths, right, "o-", color=BLUE)
@@ -151,7 +154,9 @@ place.set(
 )
 place.legend(fontsize=9, ncols=2)
 plt.show()
-print(f"the bound is {np.median(bounds / largest):.0f} times the largest sum seen (median of the channels)")
+print(
+    f"the bound is {np.median(bounds / largest):.0f} times the largest sum seen (median of the channels)"
+)
 
 # %% [markdown]
 # int32 has room to spare. int16 is too narrow even for sums that really occurred. Without looking at the weights the bound
@@ -252,7 +257,10 @@ kept = np.arange(3, 25)
 changed = []
 for bits in kept:
     coarse = np.round(pairs[:, 0] / 2.0 ** (31 - bits)) * 2.0 ** (pairs[:, 1] - bits)
-    changed.append(100 * np.mean(np.clip(np.floor(accumulators * coarse + 0.5), 0, 255) != np.clip(exact, 0, 255)))
+    changed.append(
+        100
+        * np.mean(np.clip(np.floor(accumulators * coarse + 0.5), 0, 255) != np.clip(exact, 0, 255))
+    )
 
 figure, place = plt.subplots(figsize=(7.5, 3.2))
 place.plot(kept, np.maximum(changed, 1e-4), "o-", color=BLUE)
@@ -349,7 +357,9 @@ def by_rule(a, M, rule):
         return round_single(a, *fixed_point(M))
     if rule is RoundingRule.GEMMLOWP:
         return round_gemmlowp(a, *fixed_point(M))
-    multiplier = FixedPointMultiplier.from_real(M) if rule.is_integer_only else np.asarray(M, np.float64)
+    multiplier = (
+        FixedPointMultiplier.from_real(M) if rule.is_integer_only else np.asarray(M, np.float64)
+    )
     if rule is RoundingRule.FLOAT32_EVEN:
         multiplier = multiplier.astype(np.float32)
     return scale_and_round(a, multiplier, rule)
@@ -390,7 +400,15 @@ def draw_rule(rule, multiplier):
     _, place = plt.subplots(figsize=(7.5, 3.4))
     place.plot(a, real, color=GREY, label="M a")
     place.step(a, given, where="mid", color=BLUE, linewidth=1, label=f"rule {rule}")
-    place.plot(a[tie], given[tie], "o", markerfacecolor="none", color=BLUE, markersize=9, label=f"ties ({tie.sum()})")
+    place.plot(
+        a[tie],
+        given[tie],
+        "o",
+        markerfacecolor="none",
+        color=BLUE,
+        markersize=9,
+        label=f"ties ({tie.sum()})",
+    )
     place.plot(a[far], given[far], "o", color=RED, label=f"not the nearest ({far.sum()})")
     place.set(title=f"{rule} with M = {multiplier}", xlabel="accumulator a", ylabel="round(M a)")
     place.legend(fontsize=9)
@@ -412,7 +430,9 @@ play(
 # %%
 def all_channels(multipliers, rule):
     """The accumulators of fc1, each channel times its multiplier, rounded by a rule."""
-    return np.stack([by_rule(accumulators[:, c], value, rule) for c, value in enumerate(multipliers)])
+    return np.stack(
+        [by_rule(accumulators[:, c], value, rule) for c, value in enumerate(multipliers)]
+    )
 
 
 groups = {"multipliers of the network": M, "powers of two": 2.0 ** np.round(np.log2(M))}
@@ -423,7 +443,9 @@ for name, multipliers in groups.items():
 
 figure, place = plt.subplots(figsize=(7.5, 3.6))
 for at, (name, values) in enumerate(shares.items()):
-    bars = place.bar(np.arange(len(values)) + 0.4 * at - 0.2, values, 0.38, color=(BLUE, ORANGE)[at], label=name)
+    bars = place.bar(
+        np.arange(len(values)) + 0.4 * at - 0.2, values, 0.38, color=(BLUE, ORANGE)[at], label=name
+    )
     place.bar_label(bars, [f"{value:.3f}" if value else "0" for value in values], fontsize=9)
 place.set_xticks(range(5), [rule.name for rule in rules[1:]], fontsize=8)
 place.grid(axis="x", visible=False)
@@ -599,7 +621,9 @@ check("m04.q7")
 
 # %%
 zero = int(net.graph["conv2"].output.quantized[1].zero_point)
-occurring = np.unique(np.stack([trace["conv2"][:100].ravel(), trace["conv2"][100:].ravel()], axis=1), axis=0)
+occurring = np.unique(
+    np.stack([trace["conv2"][:100].ravel(), trace["conv2"][100:].ravel()], axis=1), axis=0
+)
 branch_a, branch_b = occurring[(occurring != zero).all(axis=1)].T
 ratios, shift = (0.618, 0.414), 30
 m_a, m_b = (round(ratio * 2**shift) for ratio in ratios)
@@ -609,16 +633,36 @@ seen = real < 255  # beyond, the clamp decides
 
 figure, place = plt.subplots(figsize=(7.5, 3.4))
 bins = np.linspace(-1, 1, 81)
-place.hist((once - real)[seen], bins, density=True, histtype="step", color=BLUE, linewidth=2, label="rounded once")
 place.hist(
-    (each - real)[seen], bins, density=True, histtype="step", color=ORANGE, linewidth=2, label="each branch rounded"
+    (once - real)[seen],
+    bins,
+    density=True,
+    histtype="step",
+    color=BLUE,
+    linewidth=2,
+    label="rounded once",
 )
-place.set(title="Error of the sum of two branches", xlabel="error, in steps of the output", ylabel="density")
+place.hist(
+    (each - real)[seen],
+    bins,
+    density=True,
+    histtype="step",
+    color=ORANGE,
+    linewidth=2,
+    label="each branch rounded",
+)
+place.set(
+    title="Error of the sum of two branches",
+    xlabel="error, in steps of the output",
+    ylabel="density",
+)
 place.legend()
 plt.show()
 print(f"{100 * np.mean((once != each)[seen]):.1f} % of the integers differ (theory: a quarter)")
 variances = [np.var((way - real)[seen]) for way in (once, each)]
-print(f"variance of the error: {variances[0]:.4f} (1/12 = 0.0833) and {variances[1]:.4f} (1/6 = 0.1667)")
+print(
+    f"variance of the error: {variances[0]:.4f} (1/12 = 0.0833) and {variances[1]:.4f} (1/6 = 0.1667)"
+)
 
 # %% [markdown]
 # A box and a triangle: one rounding error is evenly spread over one step, the sum of two is not, and reaches a whole step. A
@@ -689,7 +733,9 @@ for name, values in four_bit.items():
     packed = pack_int4(values)
     back = unpack_int4(packed, values.size).reshape(values.shape)
     same = np.array_equal(back, values)
-    print(f"{name}: {values.size:>7,} weights in {packed.size:>7,} bytes, the same after unpacking: {same}")
+    print(
+        f"{name}: {values.size:>7,} weights in {packed.size:>7,} bytes, the same after unpacking: {same}"
+    )
 
 # %% [markdown]
 # ## 7 Your functions in the engine
@@ -699,13 +745,27 @@ for name, values in four_bit.items():
 
 
 # %%
-def my_conv2d(x, weight, bias, *, input_zero_point, weight_zero_point, requantizer, stride, padding, dilation, groups):
+def my_conv2d(
+    x,
+    weight,
+    bias,
+    *,
+    input_zero_point,
+    weight_zero_point,
+    requantizer,
+    stride,
+    padding,
+    dilation,
+    groups,
+):
     """labkit's conv2d by conv_sums and round_single; LeNet needs one stride, one padding and one group."""
     assert dilation == (1, 1) and groups == 1 and not np.any(weight_zero_point)
     sums = conv_sums(x, weight, bias, input_zero_point, stride[0], padding[0][0])
     multiplier = requantizer.multiplier
     channels_last = sums.transpose(0, 2, 3, 1)  # so that the channels are the columns
-    scaled = round_single(channels_last, multiplier.mantissa, multiplier.exponent).transpose(0, 3, 1, 2)
+    scaled = round_single(channels_last, multiplier.mantissa, multiplier.exponent).transpose(
+        0, 3, 1, 2
+    )
     return np.clip(scaled + requantizer.zero_point, *requantizer.clamp)
 
 
@@ -713,14 +773,18 @@ def my_linear(x, weight, bias, *, input_zero_point, weight_zero_point, requantiz
     """labkit's linear by linear_layer."""
     assert not np.any(weight_zero_point)
     m, e = requantizer.multiplier.mantissa, requantizer.multiplier.exponent
-    return linear_layer(x, weight, bias, input_zero_point, m, e, requantizer.zero_point, *requantizer.clamp)
+    return linear_layer(
+        x, weight, bias, input_zero_point, m, e, requantizer.zero_point, *requantizer.clamp
+    )
 
 
 mine = REFERENCE.with_override("conv2d", my_conv2d).with_override("linear", my_linear)
 theirs, yours = net.trace(x[:50]), net.trace(x[:50], kernels=mine)
 for node in net.graph:
     same = np.array_equal(theirs[node.name], yours[node.name])
-    print(f"{node.name:<12} {theirs[node.name].size:>9,} numbers, {'all the same' if same else 'NOT the same'}")
+    print(
+        f"{node.name:<12} {theirs[node.name].size:>9,} numbers, {'all the same' if same else 'NOT the same'}"
+    )
     assert same
 
 # %% [markdown]
@@ -839,7 +903,9 @@ arguments = (
     multiplier.mantissa, multiplier.exponent, requantizer.zero_point, *requantizer.clamp,
 )  # fmt: skip
 if np.array_equal(fast_conv2d(*arguments), picture[conv.name]):
-    numpy_way = median_ratio(lambda: alone.run(x[:8], kernels="reference"), lambda: fast_conv2d(*arguments))
+    numpy_way = median_ratio(
+        lambda: alone.run(x[:8], kernels="reference"), lambda: fast_conv2d(*arguments)
+    )
     labkit_way = median_ratio(lambda: fast_conv2d(*arguments), lambda: alone.run(x[:8]))
     print(f"your kernel is {numpy_way:.1f} times as fast as labkit's NumPy tier")
     print(f"and takes {labkit_way:.1f} times as long as its compiled one")

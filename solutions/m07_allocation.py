@@ -21,11 +21,10 @@ import functools
 import itertools
 import time
 
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-
-import labkit
 from labkit.allocation.allocate import allocate
 from labkit.allocation.budgets import average_bits
 from labkit.allocation.costs import layer_macs, weight_bytes
@@ -43,7 +42,9 @@ data = labkit.data.load("auto")
 print(data.reason)
 module = labkit.models.load("lenet", data=data.name)
 graph = simplify(from_torch(module, (3, 32, 32)))
-images, sample = np.split(data.calibration(1024), 2)  # to measure with, and to check with afterwards
+images, sample = np.split(
+    data.calibration(1024), 2
+)  # to measure with, and to check with afterwards
 widths = np.arange(1, 9)
 
 # %% [markdown]
@@ -63,7 +64,9 @@ macs = np.array([layer_macs(graph)[name] for name in layers])
 colours = dict(zip(layers, (BLUE, ORANGE, GREEN, RED, GREY), strict=True))
 figure, place = plt.subplots(figsize=(7.5, 3.6))
 for name, row in zip(layers, losses, strict=True):
-    place.plot(widths, row, "o-", color=colours[name], label=f"{name}, {np.prod(shape[name]):,} weights")
+    place.plot(
+        widths, row, "o-", color=colours[name], label=f"{name}, {np.prod(shape[name]):,} weights"
+    )
 place.set(
     title="LeNet with one layer quantized at a time",
     xlabel="bits of that layer's weights",
@@ -106,7 +109,9 @@ check("m07.q1")
 
 # %%
 in_bytes, in_operations = cost_tables(weights, macs, np.full(len(layers), 8), widths.tolist())
-assert np.array_equal(in_bytes, weight_bytes(graph, widths.tolist()).values)  # labkit counts the same
+assert np.array_equal(
+    in_bytes, weight_bytes(graph, widths.tolist()).values
+)  # labkit counts the same
 
 figure, place = plt.subplots(figsize=(7.5, 2.6))
 for row, costs in enumerate((in_bytes[:, 7], in_operations[:, 7])):
@@ -178,11 +183,27 @@ found = try_all(losses, half_bytes, budget)
 
 figure, place = plt.subplots(figsize=(7.5, 4))
 place.plot(every_cost, every_loss, ",", color=GREY, alpha=0.5)
-place.plot(half_bytes.sum(0) / 2000, losses.sum(0), "s-", color=ORANGE, linewidth=1, label="uniform, 1 to 8 bits")
-place.plot(total(half_bytes, found) / 2000, total(losses, found), "*", color=RED, markersize=14, label="yours")
+place.plot(
+    half_bytes.sum(0) / 2000,
+    losses.sum(0),
+    "s-",
+    color=ORANGE,
+    linewidth=1,
+    label="uniform, 1 to 8 bits",
+)
+place.plot(
+    total(half_bytes, found) / 2000,
+    total(losses, found),
+    "*",
+    color=RED,
+    markersize=14,
+    label="yours",
+)
 place.axvline(budget / 2000, color=RED, linestyle=":", label="budget: uniform 2 bits")
 place.set(
-    title="Every bit plan of LeNet", xlabel="size of the weights, in kB", ylabel="predicted loss, in nats an image"
+    title="Every bit plan of LeNet",
+    xlabel="size of the weights, in kB",
+    ylabel="predicted loss, in nats an image",
 )
 place.set_yscale("log")
 place.legend(fontsize=9)
@@ -231,10 +252,15 @@ check("m07.q3")
 resnet = simplify(from_torch(labkit.models.load("resnet20", data="cifar10"), (3, 32, 32)))
 candidates = nearest_candidates(resnet, widths.tolist())
 deep_weights = np.array([resnet[name].op.weight.size for name in candidates.weights])
-deep_costs = np.outer(deep_weights // 16, widths)  # units of 16 bits: every layer of ResNet-20 is a multiple
+deep_costs = np.outer(
+    deep_weights // 16, widths
+)  # units of 16 bits: every layer of ResNet-20 is a multiple
 deep_losses = np.array(
     [
-        [np.sum((w - resnet[name].op.weight) ** 2) / np.sum(resnet[name].op.weight ** 2) for w in by_bits.values()]
+        [
+            np.sum((w - resnet[name].op.weight) ** 2) / np.sum(resnet[name].op.weight ** 2)
+            for w in by_bits.values()
+        ]
         for name, by_bits in candidates.weights.items()
     ]
 )
@@ -285,7 +311,9 @@ def greedy_plan(losses, costs, budget):
             for here, there in itertools.pairwise(hull):
                 more = costs[layer, there] - costs[layer, here]
                 if here == plan[layer] and more <= left:
-                    steps.append(((losses[layer, here] - losses[layer, there]) / more, layer, there, more))
+                    steps.append(
+                        ((losses[layer, here] - losses[layer, there]) / more, layer, there, more)
+                    )
         if not steps:
             return plan
         _, layer, there, more = max(steps)
@@ -374,12 +402,20 @@ def draw_plans(average_bits):
     """The plans of greedy and dynamic programming for ResNet-20."""
     budget = int(average_bits * deep_costs[:, 0].sum())
     _, place = plt.subplots(figsize=(8.5, 3.2))
-    for shift, name, colour, make in ((-0.2, "greedy", ORANGE, greedy_plan), (0.2, "best", BLUE, best_plan)):
+    for shift, name, colour, make in (
+        (-0.2, "greedy", ORANGE, greedy_plan),
+        (0.2, "best", BLUE, best_plan),
+    ):
         plan = make(deep_losses, deep_costs, budget)
         loss = deep_losses[deep_rows, plan].sum()
-        place.bar(deep_rows + shift, widths[plan], 0.4, color=colour, label=f"{name}, loss {loss:.4g}")
+        place.bar(
+            deep_rows + shift, widths[plan], 0.4, color=colour, label=f"{name}, loss {loss:.4g}"
+        )
     place.set(
-        title=f"ResNet-20, {average_bits:g} bits a weight on average", xlabel="layer", ylabel="bits", ylim=(0, 9.5)
+        title=f"ResNet-20, {average_bits:g} bits a weight on average",
+        xlabel="layer",
+        ylabel="bits",
+        ylim=(0, 9.5),
     )
     place.set_xticks(deep_rows)
     place.grid(axis="x", visible=False)
@@ -435,7 +471,12 @@ prices = np.linspace(0, 1.2e-4, 400)
 curve = [lagrangian(deep_losses, deep_costs, deep_budget, price) for price in prices]
 figure, place = plt.subplots(figsize=(7.5, 3.4))
 place.plot(prices * 1e5, curve, color=BLUE, label="L(price)")
-place.axhline(deep_losses[deep_rows, deep_best].sum(), color=RED, linestyle="--", label="loss of the best plan")
+place.axhline(
+    deep_losses[deep_rows, deep_best].sum(),
+    color=RED,
+    linestyle="--",
+    label="loss of the best plan",
+)
 place.set(
     title="Every price gives a bound (ResNet-20, 3.5 bits on average)",
     xlabel="price of a unit of 16 bits, in 1/100,000",
@@ -551,7 +592,10 @@ check("m07.q8")
 
 # %%
 trap_losses, trap_costs, trap_budget = (np.array(part) for part in greedy_trap(100.0))
-walked, optimal = greedy_plan(trap_losses, trap_costs, trap_budget), try_all(trap_losses, trap_costs, trap_budget)
+walked, optimal = (
+    greedy_plan(trap_losses, trap_costs, trap_budget),
+    try_all(trap_losses, trap_costs, trap_budget),
+)
 print(
     f"greedy {walked}: loss {total(trap_losses, walked):g};  best {list(map(int, optimal))}: loss {total(trap_losses, optimal):g}"
 )
@@ -600,7 +644,10 @@ check("m07.q9")
 
 # %%
 front_costs, front_losses = (np.array(part) for part in pareto_front(losses, half_bytes))
-walk = [greedy_plan(losses, half_bytes, int(amount)) for amount in np.linspace(front_costs[0], front_costs[-1], 150)]
+walk = [
+    greedy_plan(losses, half_bytes, int(amount))
+    for amount in np.linspace(front_costs[0], front_costs[-1], 150)
+]
 
 figure, place = plt.subplots(figsize=(7.5, 4))
 place.plot(every_cost, every_loss, ",", color=GREY, alpha=0.4)
@@ -620,7 +667,9 @@ place.plot(
 )
 place.plot(half_bytes.sum(0) / 2000, losses.sum(0), "s", color=ORANGE, label="uniform")
 place.set(
-    title="The Pareto front of LeNet", xlabel="size of the weights, in kB", ylabel="predicted loss, in nats an image"
+    title="The Pareto front of LeNet",
+    xlabel="size of the weights, in kB",
+    ylabel="predicted loss, in nats an image",
 )
 place.set_yscale("log")
 place.legend(fontsize=9)
@@ -636,7 +685,9 @@ amounts = np.linspace(front_costs[0], front_costs[-1], 150)
 possible = front_losses[np.searchsorted(front_costs, amounts, side="right") - 1]
 times = np.array([total(losses, plan) for plan in walk]) / possible
 worst = int(times.argmax())
-print(f"at {amounts[worst] / 2000:.0f} kB the greedy's plan loses {times[worst]:.1f} times what the best plan loses,")
+print(
+    f"at {amounts[worst] / 2000:.0f} kB the greedy's plan loses {times[worst]:.1f} times what the best plan loses,"
+)
 print(f"at {np.mean(times < 1.05):.0%} of the budgets less than 5 % more")
 
 # %% [markdown]
@@ -653,7 +704,9 @@ with torch.no_grad():
 def network_of(plan):
     """LeNet in integers with the weight bits of a plan and activations of 8 bits."""
     bits = {name: int(widths[column]) for name, column in zip(layers, plan, strict=True)}
-    return labkit.quantize(module, images[:256], plan=BitPlan(bits, BitPlan.uniform(graph).activations))
+    return labkit.quantize(
+        module, images[:256], plan=BitPlan(bits, BitPlan.uniform(graph).activations)
+    )
 
 
 def measured(net):
@@ -671,7 +724,9 @@ place.loglog(predicted, came_out, "o", color=BLUE)
 ends = [min(predicted), max(predicted)]
 place.plot(ends, ends, color=GREY, label="equal")
 place.set(
-    title="12 random plans of LeNet", xlabel="predicted loss, in nats an image", ylabel="measured on other images"
+    title="12 random plans of LeNet",
+    xlabel="predicted loss, in nats an image",
+    ylabel="measured on other images",
 )
 place.legend()
 plt.show()
@@ -705,14 +760,21 @@ nets = {
     "uniform 3 bits": network_of([2] * len(layers)),
 }
 labkits = allocate(table, weight_bytes(graph, widths.tolist()), average_bits(2), graph=graph)
-assert np.isclose(total(losses, chosen), labkits.allocation.value)  # the certificate: labkit's exact method agrees
-print("your plan:", dict(zip(layers, widths[chosen].tolist(), strict=True)), "- as good as labkit's, and proved best")
+assert np.isclose(
+    total(losses, chosen), labkits.allocation.value
+)  # the certificate: labkit's exact method agrees
+print(
+    "your plan:",
+    dict(zip(layers, widths[chosen].tolist(), strict=True)),
+    "- as good as labkit's, and proved best",
+)
 for name, plan in (("uniform 2 bits", [1] * 5), ("your plan", chosen), ("uniform 3 bits", [2] * 5)):
     print(f"{name:<15} {total(in_bytes, plan):>9,.0f} bytes of weights")
 
 # %%
 show_accuracy(
-    {"float": lambda batch: module(torch.from_numpy(batch))} | {name: net.run for name, net in nets.items()},
+    {"float": lambda batch: module(torch.from_numpy(batch))}
+    | {name: net.run for name, net in nets.items()},
     data,
 )
 
@@ -751,7 +813,10 @@ def best_within(losses, costs, budgets):
     found = milp(
         losses.ravel(),
         integrality=np.ones(losses.size),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint([cost.ravel() for cost in costs], ub=budgets)],
+        constraints=[
+            LinearConstraint(one_each, 1, 1),
+            LinearConstraint([cost.ravel() for cost in costs], ub=budgets),
+        ],
     )
     return found.x.reshape(losses.shape).argmax(axis=1)
     ### END SOLUTION

@@ -18,15 +18,14 @@
 import time
 from dataclasses import replace
 
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.special import log_softmax, softmax
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
+from scipy.special import log_softmax, softmax
 
 use_look()
 data = labkit.data.load("auto")
@@ -110,8 +109,12 @@ left.legend()
 right_axes.hist(conv2.ravel(), bins=80, color=GREY, label="before")
 for level in (-1, 0, 1):
     share = 100 * np.mean(np.isclose(rounded, level * widest))
-    right_axes.axvline(level * widest, color=BLUE, linewidth=2, label=f"level {level}: {share:.1f} % of weights")
-right_axes.set(title="Weights of conv2, one scale for the layer", xlabel="weight (real number)", ylabel="count")
+    right_axes.axvline(
+        level * widest, color=BLUE, linewidth=2, label=f"level {level}: {share:.1f} % of weights"
+    )
+right_axes.set(
+    title="Weights of conv2, one scale for the layer", xlabel="weight (real number)", ylabel="count"
+)
 right_axes.set_ylim(0, 1.5 * right_axes.get_ylim()[1])
 right_axes.legend(fontsize=8, loc="upper center")
 plt.show()
@@ -158,16 +161,38 @@ check("m09.q2")
 # %%
 line = np.linspace(-4, 4, 1601, dtype=np.float32)
 figure, (left, right_axes) = plt.subplots(1, 2, figsize=(9, 3), sharex=True)
-left.plot(line, fake_quantize(line, 1.0, -2, 2), color=BLUE, linewidth=2, label="forward: the staircase")
-left.plot(line, np.clip(line, -2.5, 2.5), color=ORANGE, linestyle="--", label="backward pretends: this line")
-left.set(title="What is computed, what is pretended", xlabel="x in steps of the scale", ylabel="result")
+left.plot(
+    line, fake_quantize(line, 1.0, -2, 2), color=BLUE, linewidth=2, label="forward: the staircase"
+)
+left.plot(
+    line,
+    np.clip(line, -2.5, 2.5),
+    color=ORANGE,
+    linestyle="--",
+    label="backward pretends: this line",
+)
+left.set(
+    title="What is computed, what is pretended", xlabel="x in steps of the scale", ylabel="result"
+)
 left.legend(fontsize=8)
 right_axes.plot(
-    line, np.gradient(fake_quantize(line, 1.0, -2, 2), line), color=BLUE, linewidth=1, label="true: spikes at the jumps"
+    line,
+    np.gradient(fake_quantize(line, 1.0, -2, 2), line),
+    color=BLUE,
+    linewidth=1,
+    label="true: spikes at the jumps",
 )
 ones = np.ones_like(line)
-right_axes.plot(line, straight_through(line, ones, 1.0, -2, 2), color=ORANGE, linewidth=2, label="straight-through")
-right_axes.set(title="The derivative", xlabel="x in steps of the scale", ylabel="derivative", ylim=(-0.2, 3))
+right_axes.plot(
+    line,
+    straight_through(line, ones, 1.0, -2, 2),
+    color=ORANGE,
+    linewidth=2,
+    label="straight-through",
+)
+right_axes.set(
+    title="The derivative", xlabel="x in steps of the scale", ylabel="derivative", ylim=(-0.2, 3)
+)
 right_axes.legend(fontsize=8)
 plt.show()
 
@@ -190,7 +215,9 @@ def one_weight(bits, rate, wish):
     axes.plot(kept, color=GREY, label="float weight")
     axes.step(range(80), copies, color=BLUE, where="mid", label="its rounded copy")
     axes.axhline(wish, color=ORANGE, linestyle="--", label=f"wish {wish:g}")
-    axes.set(title=f"{bits} bits, rate {rate:g}: the mean copy of the last 40 steps is {np.mean(copies[40:]):.2f}")
+    axes.set(
+        title=f"{bits} bits, rate {rate:g}: the mean copy of the last 40 steps is {np.mean(copies[40:]):.2f}"
+    )
     axes.set(xlabel="step", ylabel="weight", ylim=(-0.3, 1.9))
     axes.legend(ncols=3, fontsize=8)
     plt.show()
@@ -348,7 +375,9 @@ def moving_range(average, values, momentum):
     low, high = values.min(), values.max()
     if average is None:
         return low, high
-    return momentum * average[0] + (1 - momentum) * low, momentum * average[1] + (1 - momentum) * high
+    return momentum * average[0] + (1 - momentum) * low, momentum * average[1] + (
+        1 - momentum
+    ) * high
     ### END SOLUTION
 
 
@@ -396,7 +425,10 @@ check("m09.q6")
 from labkit.data.dataset import normalise
 
 fine = [layer.weight.detach() for layer in (module.conv1, module.conv2)]
-coarse = [torch.tensor(fake_quantize(w.numpy(), float(w.abs().max()), -1, 1), dtype=torch.float32) for w in fine]
+coarse = [
+    torch.tensor(fake_quantize(w.numpy(), float(w.abs().max()), -1, 1), dtype=torch.float32)
+    for w in fine
+]
 averages, grids, tops = dict.fromkeys((0.5, 0.9, 0.99)), {0.5: [], 0.9: [], 0.99: []}, []
 for batch in range(60):
     values = torch.from_numpy(normalise(data.train_images[16 * batch : 16 * batch + 16]))
@@ -414,7 +446,11 @@ for momentum, colour in ((0.5, GREEN), (0.9, BLUE), (0.99, ORANGE)):
     axes.plot(ends, color=colour, label=f"end of the grid, momentum {momentum}")
 observed = sum(not grid["on"] for grid in grids[0.9])
 axes.axvspan(-0.5, observed - 0.5, color=GREY, alpha=0.2, label="observed only")
-axes.set(title="Activations of conv2 while weights change", xlabel="batch", ylabel="activation (real number)")
+axes.set(
+    title="Activations of conv2 while weights change",
+    xlabel="batch",
+    ylabel="activation (real number)",
+)
 axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
@@ -464,7 +500,10 @@ check("m09.q7")
 # %%
 resnet = labkit.models.load("resnet20", data="cifar10")
 layer, norm = resnet.conv1, resnet.bn1
-parts = [p.detach().numpy() for p in (layer.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)]
+parts = [
+    p.detach().numpy()
+    for p in (layer.weight, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+]
 folded4, bias4 = folded_and_rounded(*parts, norm.eps, 4)
 gains = np.abs(parts[1]) / np.sqrt(parts[4] + norm.eps)
 zeros = 100 * np.mean(folded4.reshape(len(gains), -1) == 0, axis=1)
@@ -578,7 +617,10 @@ def distillation(logits, teacher, labels, share, temperature):
     """
     ### BEGIN SOLUTION
     each = np.arange(len(labels))
-    soft, aim = log_softmax(logits / temperature, axis=1), log_softmax(teacher / temperature, axis=1)
+    soft, aim = (
+        log_softmax(logits / temperature, axis=1),
+        log_softmax(teacher / temperature, axis=1),
+    )
     hard = -log_softmax(logits, axis=1)[each, labels].mean()
     gap = np.sum(np.exp(aim) * (aim - soft)) / len(labels)
     by_labels = softmax(logits, axis=1)
@@ -621,7 +663,9 @@ class Rounded(torch.autograd.Function):
         by_numbers = floats(straight_through(numbers, slope.numpy(), scale, *ctx.ends))
         if not ctx.needs_input_grad[1]:
             return by_numbers, None, None, None
-        by_scale = (slope * floats(scale_derivative(numbers, scale, *ctx.ends))).sum_to_size(scale.shape)
+        by_scale = (slope * floats(scale_derivative(numbers, scale, *ctx.ends))).sum_to_size(
+            scale.shape
+        )
         return by_numbers, by_scale * (scale.size / numbers.size) ** 0.5, None, None
 
 
@@ -629,7 +673,10 @@ class RoundedLeNet(torch.nn.Module):
     def __init__(self, lenet):
         super().__init__()
         parts = {name: getattr(lenet, name).weight.detach().clone() for name in LAYERS}
-        starts = {name: 2 * part.abs().mean(tuple(range(1, part.ndim)), keepdim=True) for name, part in parts.items()}
+        starts = {
+            name: 2 * part.abs().mean(tuple(range(1, part.ndim)), keepdim=True)
+            for name, part in parts.items()
+        }
         self.weights, self.scales = torch.nn.ParameterDict(parts), torch.nn.ParameterDict(starts)
         self.ranges, self.step = dict.fromkeys(("x", *LAYERS)), 0
 
@@ -639,8 +686,14 @@ class RoundedLeNet(torch.nn.Module):
     def activation(self, name, values):
         if self.training:
             self.ranges[name] = moving_range(self.ranges[name], values.detach().numpy(), 0.9)
-        grid = activation_grid(self.ranges[name], 8 if name in ("x", "fc3") else 4, self.step, DELAY)
-        return Rounded.apply(values, floats(grid["scale"]), grid["low"], grid["high"]) if grid["on"] else values
+        grid = activation_grid(
+            self.ranges[name], 8 if name in ("x", "fc3") else 4, self.step, DELAY
+        )
+        return (
+            Rounded.apply(values, floats(grid["scale"]), grid["low"], grid["high"])
+            if grid["on"]
+            else values
+        )
 
     def forward(self, x):
         x = self.activation("x", x)
@@ -671,7 +724,9 @@ while done < 1 or net.step < 2 * DELAY:
     with torch.no_grad():
         teacher = module(batch).numpy()
     logits = net(batch)
-    loss, slope = distillation(logits.detach().numpy(), teacher, data.train_labels[chosen], 0.5, 2.0)
+    loss, slope = distillation(
+        logits.detach().numpy(), teacher, data.train_labels[chosen], 0.5, 2.0
+    )
     net.zero_grad()
     logits.backward(floats(slope))
     with torch.no_grad():
@@ -687,7 +742,12 @@ print(f"{net.step} steps of 50 images in {time.perf_counter() - begun:.1f} s")
 # %%
 figure, (left, right_axes) = plt.subplots(1, 2, figsize=(9, 3))
 left.plot(losses, color=GREY, linewidth=0.7, label="each step")
-left.plot(np.arange(4, len(losses) - 4), np.convolve(losses, np.ones(9) / 9, "valid"), color=BLUE, label="mean of 9")
+left.plot(
+    np.arange(4, len(losses) - 4),
+    np.convolve(losses, np.ones(9) / 9, "valid"),
+    color=BLUE,
+    label="mean of 9",
+)
 left.axvline(DELAY, color=ORANGE, linestyle=":", label="activations are rounded from here")
 left.set(title="Training with two bits", xlabel="step", ylabel="loss")
 left.legend(fontsize=8)
@@ -699,8 +759,14 @@ right_axes.plot([0, end], [0, end], color="black", linewidth=0.8)
 right_axes.set(title="Learned scales", xlabel="largest weight of the channel", ylabel="its scale")
 right_axes.legend(fontsize=7, loc="lower right")
 plt.show()
-moved = {name: 100 * float((scale.detach() / started[name] - 1).abs().mean()) for name, scale in net.scales.items()}
-print("moved by learning, mean:", ", ".join(f"{name} {percent:.1f} %" for name, percent in moved.items()))
+moved = {
+    name: 100 * float((scale.detach() / started[name] - 1).abs().mean())
+    for name, scale in net.scales.items()
+}
+print(
+    "moved by learning, mean:",
+    ", ".join(f"{name} {percent:.1f} %" for name, percent in moved.items()),
+)
 
 # %% [markdown]
 # On the black line a scale would be the largest weight of its channel. The learned ones lie below it: two bits clip the
@@ -727,8 +793,12 @@ calibration = replace(calibrate(graph, images), ranges=my_ranges, method="m09")
 my_layers = {}
 for name in LAYERS:
     weight, scale = net.weights[name].detach().numpy(), net.scales[name].detach().numpy()
-    integers = quantize_tensor(weight, QParams(scale.ravel(), np.zeros(len(scale), np.int32)), plan.weight_spec(name))
-    assert np.array_equal(integers.dequantized(), np.asarray(fake_quantize(weight, scale, -1, 1), np.float32))
+    integers = quantize_tensor(
+        weight, QParams(scale.ravel(), np.zeros(len(scale), np.int32)), plan.weight_spec(name)
+    )
+    assert np.array_equal(
+        integers.dequantized(), np.asarray(fake_quantize(weight, scale, -1, 1), np.float32)
+    )
     my_layers[name] = RoundedLayer(integers, np.zeros(len(weight), np.float32))
 mine = IntegerNet(convert(graph, calibration, plan, rounded=my_layers))
 
@@ -738,8 +808,12 @@ computed = mine.run(x)
 step_size = float(mine.graph["fc3"].output.params.scale)
 apart = np.rint((simulated - computed) / step_size)
 other = np.count_nonzero(simulated.argmax(1) != computed.argmax(1))
-print(f"{100 * np.mean(apart == 0):.2f} % of the logits are the same, simulated in float and computed in integers")
-print(f"largest difference: {np.abs(apart).max():.0f} of 256 steps; {other} of {len(x)} images get another class")
+print(
+    f"{100 * np.mean(apart == 0):.2f} % of the logits are the same, simulated in float and computed in integers"
+)
+print(
+    f"largest difference: {np.abs(apart).max():.0f} of 256 steps; {other} of {len(x)} images get another class"
+)
 
 # %% [markdown]
 # Where a logit differs, some number inside lay at a tie: a float32 sum fell on one side of the half, the exact integer sum on
@@ -757,7 +831,10 @@ def run_float(pixels):
         return module(torch.from_numpy(pixels))
 
 
-show_accuracy({"float": run_float, "labkit, rounded to nearest": nearest.run, "yours, fine-tuned": mine.run}, data)
+show_accuracy(
+    {"float": run_float, "labkit, rounded to nearest": nearest.run, "yours, fine-tuned": mine.run},
+    data,
+)
 
 # %% [markdown]
 # **Try it:** set `LABKIT_COURSE_SECONDS` to 60 before you start Jupyter, or train without the teacher (a share of 0), or with

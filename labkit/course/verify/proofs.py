@@ -59,6 +59,10 @@ def static_proofs(course: Path, name: str) -> Iterator[Proof]:
     yield Proof("library", tuple(_names(module)))
 
 
+_WIDEST = 104
+"""Columns of code that JupyterLab shows beside its file browser on a small screen."""
+
+
 def _form(module: Module) -> Iterator[str]:
     tasks = [task for task in module.tasks if not task.is_bonus]
     if not 5 <= len(tasks) <= 9:
@@ -114,6 +118,9 @@ def _notebook(module: Module, files: list[BuiltFile]) -> Iterator[str]:
     if len(set(ids)) < len(ids):
         yield "two cells have one id"
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    for line in code.split("\n"):
+        if len(line) > _WIDEST:
+            yield f"a line of code has {len(line)} columns, and a screen shows {_WIDEST}: {line.strip()[:60]}..."
     checks = re.findall(r'^check\("(m\d\d\.\w+)"\)', code, re.M)
     for item in module.items:
         if checks.count(item.name) != 1:

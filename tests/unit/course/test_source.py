@@ -38,7 +38,7 @@ def test_answers_stay_without_their_markers(course: Path) -> None:
 def test_headings_hold_points_and_minutes(course: Path) -> None:
     text, module = read(course)
     done = source.with_headings(text, module)
-    assert "# # A tiny module" in done
+    assert "# # m90 A tiny module" in done
     assert "**About 60 minutes, 6 points.**" in done
     assert "### Task m90.q1: Round (4 points, about 5 minutes)" in done
     assert "### Challenge m90.c1: Mean (2 bonus points, about 5 minutes)" in done
