@@ -142,7 +142,8 @@ def with_headings(text: str, module: Module | None, where: str = "the source") -
         name = match[1]
         used.add(name)
         if name == module.name:
-            return f"{module.name} {module.title}\n#\n# **About {module.minutes} minutes, {module.points} points.** Source: {module.source}."
+            worth = f"**About {module.minutes} minutes, {module.points} points.**"
+            return f"{module.name} {module.title}\n#\n# {worth} Source: {module.source}."
         if name not in items:
             raise InputError(f"{where}: {{{{{name}}}}} is no task in exercises/.")
         item = items[name]
