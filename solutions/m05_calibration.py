@@ -16,10 +16,9 @@
 # - calibrate LeNet with a function of your own and run it in integers.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
 
@@ -60,7 +59,9 @@ figure, axes = plt.subplots(1, 4, figsize=(11, 2.9))
 for place, (name, colour) in zip(axes, LAYERS.items(), strict=True):
     x = values[name].ravel()
     place.hist(x, bins=60, color=colour)
-    place.set(yscale="log", xlabel="activation", title=f"{name}: {100 * np.mean(x == 0):.0f} % zeros")
+    place.set(
+        yscale="log", xlabel="activation", title=f"{name}: {100 * np.mean(x == 0):.0f} % zeros"
+    )
     place.title.set_fontsize(10)
 axes[0].set_ylabel("count (log scale)")
 figure.suptitle("Activations after the ReLU, 64 images")
@@ -116,12 +117,25 @@ highs = [batch.max() for batch in batches]
 steps = np.arange(1, len(batches) + 1)
 figure, place = plt.subplots(figsize=(6.5, 3.2))
 place.plot(steps, highs, "o", color=GREY, label="largest value of the batch")
-place.plot(steps, np.maximum.accumulate(highs), color=RED, linestyle="--", label="largest value so far (min-max)")
+place.plot(
+    steps,
+    np.maximum.accumulate(highs),
+    color=RED,
+    linestyle="--",
+    label="largest value so far (min-max)",
+)
 for momentum, colour in ((0.9, BLUE), (0.5, GREEN)):
     place.plot(
-        steps, [ema_range(batches[:k], momentum)[1] for k in steps], color=colour, label=f"average, momentum {momentum}"
+        steps,
+        [ema_range(batches[:k], momentum)[1] for k in steps],
+        color=colour,
+        label=f"average, momentum {momentum}",
     )
-place.set(xlabel="batches seen", ylabel="high end of conv1's range", title="Averages forget; the maximum never does")
+place.set(
+    xlabel="batches seen",
+    ylabel="high end of conv1's range",
+    title="Averages forget; the maximum never does",
+)
 place.legend(fontsize=8)
 plt.show()
 
@@ -145,7 +159,8 @@ def magnitude_histogram(x, bins):
     """How many magnitudes of x lie in each of so many equal bins from 0 to the largest one.
 
     x: float32 array of any shape, not all zeros; bins: 1 or more
-    Returns (counts, width): integers [bins], which add up to the number of values, and the width of a bin, a real number.
+    Returns (counts, width): integers [bins], which add up to the number of values, and the width
+        of a bin, a real number.
     """
     ### BEGIN SOLUTION
     magnitudes = np.abs(x)
@@ -168,7 +183,7 @@ check("m05.q2")
 
 # %%
 def percentile_threshold(counts, width, share):
-    """The outer edge of the first bin k for which bins 0 to k hold at least the wanted share of all values.
+    """The outer edge of the first bin k for which bins 0 to k hold the wanted share or more.
 
     counts: int64 [bins], not all zeros; width: of a bin, real; share: more than 0, at most 1
     Returns a real number, a multiple of width.
@@ -186,7 +201,10 @@ check("m05.q3")
 counts, width = magnitude_histogram(values["conv1"], 2048)
 print(
     "conv1:",
-    " ".join(f"{100 * s:g} %: {percentile_threshold(counts, width, s):.2f} " for s in (0.99, 0.999, 0.9999, 1.0)),
+    " ".join(
+        f"{100 * s:g} %: {percentile_threshold(counts, width, s):.2f} "
+        for s in (0.99, 0.999, 0.9999, 1.0)
+    ),
 )
 
 # %% [markdown]
@@ -207,11 +225,13 @@ print(
 
 # %%
 def split_error(x, threshold, bits):
-    """The two parts of the mean squared error that a symmetric grid makes: of the values it clips, and of all others.
+    """The mean squared error of a symmetric grid: what clipping makes, and what rounding makes.
 
-    x: float32 array of any shape; threshold: T > 0, falls on the integer n = 2**(bits - 1) - 1; bits: 2 to 8
+    x: float32 array of any shape; threshold: T > 0, falls on the integer n = 2**(bits - 1) - 1;
+        bits: 2 to 8
     Rounding is to the nearest integer, ties to even. Values with |x| > T are the clipped ones.
-    Returns (clipping, rounding), real numbers; both sums of squares are divided by the number of all values of x.
+    Returns (clipping, rounding), real numbers; both sums of squares are divided by the number of
+        all values of x.
     """
     ### BEGIN SOLUTION
     n = 2 ** (bits - 1) - 1
@@ -251,7 +271,12 @@ def draw(percent_of_the_range, bits):
         left.axvline(threshold * k / n, color=ORANGE, linewidth=0.8)
     left.axvspan(threshold, max(top, threshold), color=RED, alpha=0.12, label="clipped")
     left.axvline(threshold, color=RED, label=f"T = {threshold:.2f}")
-    left.set(yscale="log", xlabel="activation of conv1", ylabel="count (log scale)", title=f"The grid of {bits} bits")
+    left.set(
+        yscale="log",
+        xlabel="activation of conv1",
+        ylabel="count (log scale)",
+        title=f"The grid of {bits} bits",
+    )
     left.legend(fontsize=8)
     right.plot(top * shares / 100, clipping, color=RED, label="clipping")
     right.plot(top * shares / 100, rounding, color=ORANGE, label="rounding")
@@ -341,8 +366,10 @@ plt.show()
 def merge_and_expand(counts, levels):
     """The histogram as a grid of so many levels would tell it.
 
-    counts: int64 [bins]; levels: 1 to bins. Groups have bins // levels bins each, and the last one takes the remainder.
-    Returns real numbers [bins]: each group's sum, in equal shares for those of its bins that are not empty; 0 for empty bins.
+    counts: int64 [bins]; levels: 1 to bins. Groups have bins // levels bins each, and the last
+        one takes the remainder.
+    Returns real numbers [bins]: each group's sum, in equal shares for those of its bins that are
+        not empty; 0 for empty bins.
     """
     ### BEGIN SOLUTION
     size = len(counts) // levels
@@ -371,7 +398,8 @@ check("m05.q6")
 def kl_divergence(p, q):
     """KL(P || Q) in nats, of two histograms.
 
-    p, q: non-negative arrays of one length, integers or real numbers, neither all zeros; not normalised yet
+    p, q: non-negative arrays of one length, integers or real numbers, neither all zeros; not
+        normalised yet
     Returns a real number, float("inf") where some q is 0 and its p is not.
     """
     ### BEGIN SOLUTION
@@ -443,8 +471,10 @@ check("m05.q8")
 def kl_threshold(counts, width, levels, start):
     """The KL threshold as on the slides.
 
-    counts: int64 [B]; width: of a bin, real; levels: of the grid; start: the first i to try, levels to B - 1
-    Returns (i + 0.5) * width for the i in start..B - 1 of least divergence, or B * width where all are infinite.
+    counts: int64 [B]; width: of a bin, real; levels: of the grid; start: the first i to try,
+        levels to B - 1
+    Returns (i + 0.5) * width for the i in start..B - 1 of least divergence, or B * width where
+        all are infinite.
     """
     ### BEGIN SOLUTION
     divergences = [candidate_divergence(counts, i, levels) for i in range(start, len(counts))]
@@ -501,12 +531,22 @@ for place, name in zip(axes.flat, LAYERS, strict=True):
     histogram = seen.histograms[name].coarsened(512)
     magnitudes = histogram.magnitudes()
     place.fill_between(
-        np.arange(len(magnitudes)) * histogram.width, magnitudes, 0.5, step="post", color=GREY, alpha=0.5
+        np.arange(len(magnitudes)) * histogram.width,
+        magnitudes,
+        0.5,
+        step="post",
+        color=GREY,
+        alpha=0.5,
     )
     for tool, colour in TOOLS.items():
         threshold = kl_range(seen.histograms[name], grid, tool)[1]
         place.axvline(threshold, color=colour, linewidth=2, label=f"{tool}: {threshold:.2f}")
-    place.set(yscale="log", ylim=(0.7, None), xlabel=f"magnitude after {name} and ReLU", ylabel="count (log scale)")
+    place.set(
+        yscale="log",
+        ylim=(0.7, None),
+        xlabel=f"magnitude after {name} and ReLU",
+        ylabel="count (log scale)",
+    )
     place.legend(fontsize=8, title="KL threshold, 4 bits", title_fontsize=8)
 figure.suptitle("Four searches called entropy calibration, the same activations")
 plt.show()
@@ -519,7 +559,11 @@ for place, bits in zip(axes, (8, 4), strict=True):
         finite = np.isfinite(curve.divergence)
         low, high = curve.divergence[finite].min(), curve.divergence[finite].max()
         place.plot(
-            curve.high[finite], (curve.divergence[finite] - low) / (high - low), color=colour, label=tool, linewidth=1
+            curve.high[finite],
+            (curve.divergence[finite] - low) / (high - low),
+            color=colour,
+            label=tool,
+            linewidth=1,
         )
         place.plot(curve.chosen[1], 0, "v", color=colour, markersize=9, clip_on=False)
     place.set(xlabel="threshold", title=f"conv1, {bits} bits", ylim=(0, 0.6))
@@ -577,7 +621,8 @@ check("m05.e2")
 def toolkit_threshold(counts, width, levels, start):
     """The KL threshold as NVIDIA's pytorch-quantization finds it.
 
-    counts: int64 [B]; width: of a bin, real; levels: of the grid; start: the first i to try, levels to B
+    counts: int64 [B]; width: of a bin, real; levels: of the grid; start: the first i to try,
+        levels to B
     Returns i * width for the i in start..B of least divergence; no two candidates are equally good.
     """
     ### BEGIN SOLUTION
@@ -616,9 +661,11 @@ from labkit.quantization.plan import BitPlan
 
 
 def integer_net(ranges, bits):
-    """LeNet in integers, with the (low, high) of each activation in ``ranges`` and so many bits for the inner ones."""
+    """LeNet in integers: the (low, high) of some activations, and the bits of the inner ones."""
     plan = BitPlan.uniform(graph, weights=8, activations=bits, activation_scheme="symmetric")
-    return IntegerNet(convert(graph, replace(seen, ranges={**seen.ranges, **ranges}), plan, {"ranges": "mine"}))
+    return IntegerNet(
+        convert(graph, replace(seen, ranges={**seen.ranges, **ranges}), plan, {"ranges": "mine"})
+    )
 
 
 def by_squares(name, bits):
@@ -642,16 +689,23 @@ for title, method, bits in (
     ("your KL loop", by_slides, 3),
 ):
     thresholds[bits, title] = {name: float(method(name, bits)) for name in LAYERS}
-    print(f"{bits} bits, {title}:", "  ".join(f"{name} {t:5.2f}" for name, t in thresholds[bits, title].items()))
+    print(
+        f"{bits} bits, {title}:",
+        "  ".join(f"{name} {t:5.2f}" for name, t in thresholds[bits, title].items()),
+    )
 
 # %%
 float_output = graph.outputs[0]
-contestants = {"float": lambda x: run_float(graph, {graph.inputs[0]: x}, only_outputs=True)[float_output]}
+contestants = {
+    "float": lambda x: run_float(graph, {graph.inputs[0]: x}, only_outputs=True)[float_output]
+}
 for bits in (8, 4, 3):
     contestants[f"{bits} bits, min-max"] = integer_net({}, bits).run
     for (of, title), chosen in thresholds.items():
         if of == bits:
-            contestants[f"{bits} bits, {title}"] = integer_net({name: (-t, t) for name, t in chosen.items()}, bits).run
+            contestants[f"{bits} bits, {title}"] = integer_net(
+                {name: (-t, t) for name, t in chosen.items()}, bits
+            ).run
 show_accuracy(contestants, data, batch=100)
 
 # %% [markdown]
@@ -674,7 +728,10 @@ for name in LAYERS:
     own[name] = tensorrt_curve(histogram.magnitudes(), histogram.width, levels=8, start=32).chosen
 x, _ = data.test(200)
 same = np.array_equal(integer_net(own, 4).run(x), contestants["4 bits, your KL loop"](x))
-print("the logits of 200 images, labkit's search beside yours:", "all equal" if same else "they differ")
+print(
+    "the logits of 200 images, labkit's search beside yours:",
+    "all equal" if same else "they differ",
+)
 assert same
 
 # %% [markdown]

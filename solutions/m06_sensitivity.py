@@ -20,12 +20,11 @@
 # You need module m01 (rounding weights), derivatives, and a little torch: `torch.autograd.grad`.
 
 # %%
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-import labkit
 from labkit.course import check
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
 
@@ -50,7 +49,8 @@ print(data.reason)
 def taylor_change(gradient, hessian, change):
     """The change of the loss to second order.
 
-    gradient: float64 [n]; hessian: float64 [n, n], symmetric; change: float64 [n], what is added to the weights
+    gradient: float64 [n]; hessian: float64 [n, n], symmetric; change: float64 [n], what is added
+        to the weights
     Returns a number.
     """
     ### BEGIN SOLUTION
@@ -88,7 +88,7 @@ def rounding_error(name, bits):
 
 
 def logits_of(name, w, part=slice(None)):
-    """The logits of a part of the images when the layer has the weights w, a tensor of any shape that fits."""
+    """The logits of a part of the images, if the layer had the weights w (a tensor)."""
     new = {f"{name}.weight": w.reshape(WEIGHTS[name].shape).float()}
     return torch.func.functional_call(module, new, (images[part],))
 
@@ -111,7 +111,9 @@ def measured(name, change):
 
 # %%
 BITS = (2, 3, 4, 6)
-truth = {(name, bits): measured(name, rounding_error(name, bits)) for name in LAYERS for bits in BITS}
+truth = {
+    (name, bits): measured(name, rounding_error(name, bits)) for name in LAYERS for bits in BITS
+}
 
 _, axes = plt.subplots(figsize=(7.4, 3.6))
 for place, (bits, colour) in enumerate(zip(BITS, (RED, ORANGE, GREEN, BLUE), strict=True)):
@@ -166,14 +168,26 @@ check("m06.q2")
 
 # %%
 def draw_slice(layer, bits):
-    w, change = WEIGHTS[layer].astype(np.float64).ravel(), rounding_error(layer, bits).astype(np.float64).ravel()
+    w, change = (
+        WEIGHTS[layer].astype(np.float64).ravel(),
+        rounding_error(layer, bits).astype(np.float64).ravel(),
+    )
     curved = np.asarray(hessian_vector_product(lambda point: divergence(layer, point), w, change))
     steps = np.linspace(-1.5, 1.5, 13)
-    true = [measured(layer, (step * change).reshape(WEIGHTS[layer].shape).astype(np.float32)) for step in steps]
+    true = [
+        measured(layer, (step * change).reshape(WEIGHTS[layer].shape).astype(np.float32))
+        for step in steps
+    ]
     _, axes = plt.subplots(figsize=(6.4, 3.4))
     axes.plot(steps, true, "o-", color=BLUE, label="measured")
     fine = np.linspace(-1.5, 1.5, 100)
-    axes.plot(fine, fine**2 * (change @ curved) / 2, color=ORANGE, linewidth=2, label="predicted: a parabola")
+    axes.plot(
+        fine,
+        fine**2 * (change @ curved) / 2,
+        color=ORANGE,
+        linewidth=2,
+        label="predicted: a parabola",
+    )
     axes.axvline(1, color=GREY, linestyle="--", label="rounded")
     axes.set(title=f"{layer} on its way to {bits} bits", xlabel="share of the rounding error")
     axes.set_ylabel("divergence, nats an image")
@@ -200,13 +214,22 @@ from labkit.course.ingredients.losses import tanh_net
 
 CLASSES, HIDDEN = 3, 8
 chosen = np.flatnonzero(data.train_labels < CLASSES)[:40]
-pixels = data.train_images[chosen].astype(np.float64).mean(1).reshape(-1, 4, 8, 4, 8).mean((2, 4)).reshape(-1, 16)
+pixels = (
+    data.train_images[chosen]
+    .astype(np.float64)
+    .mean(1)
+    .reshape(-1, 4, 8, 4, 8)
+    .mean((2, 4))
+    .reshape(-1, 16)
+)
 tiny_x = (pixels - pixels.mean()) / pixels.std()
 tiny_y = data.train_labels[chosen]
 tiny_loss = tanh_net(tiny_x, tiny_y, HIDDEN, CLASSES)
 tiny_w = np.random.default_rng(0).normal(0, 0.5, HIDDEN * (16 + CLASSES))
 
-hessian = np.array([np.asarray(hessian_vector_product(tiny_loss, tiny_w, e)) for e in np.eye(len(tiny_w))])
+hessian = np.array(
+    [np.asarray(hessian_vector_product(tiny_loss, tiny_w, e)) for e in np.eye(len(tiny_w))]
+)
 by_torch = torch.autograd.functional.hessian(tiny_loss, torch.from_numpy(tiny_w)).numpy()
 print(f"largest difference from torch's own: {np.abs(hessian - by_torch).max():.1e}")
 print(f"trace: {np.trace(hessian):.4f}")
@@ -217,7 +240,11 @@ left.imshow(hessian, cmap="RdBu_r", vmin=-reach, vmax=reach)
 left.set(title="A whole Hessian", xlabel="weight (the last 24: second layer)", ylabel="weight")
 left.grid(visible=False)
 right.plot(np.linalg.eigvalsh(hessian)[::-1], ".", color=BLUE)
-right.set(title="Its eigenvalues: a few directions are sharp", xlabel="number, largest first", ylabel="eigenvalue")
+right.set(
+    title="Its eigenvalues: a few directions are sharp",
+    xlabel="number, largest first",
+    ylabel="eigenvalue",
+)
 plt.show()
 
 # %% [markdown]
@@ -244,7 +271,8 @@ plt.show()
 def hutchinson(product, probes):
     """The trace of H, estimated from probes, and the standard error of the estimate.
 
-    product: the function v -> H v, for one float64 vector [n]; probes: float64 [m, n], a vector v in each row, m at least 2
+    product: the function v -> H v, for one float64 vector [n]; probes: float64 [m, n], a vector v
+        in each row, m at least 2
     Returns (trace, error), two numbers.
     """
     ### BEGIN SOLUTION
@@ -267,11 +295,17 @@ def draw_estimates(probes):
     _, axes = plt.subplots(figsize=(7.4, 3.4))
     hits = 0
     for person in range(30):
-        found, error = hutchinson(lambda v: hessian @ v, rng.choice([-1.0, 1.0], (probes, len(hessian))))
+        found, error = hutchinson(
+            lambda v: hessian @ v, rng.choice([-1.0, 1.0], (probes, len(hessian)))
+        )
         axes.errorbar(person, found, error, fmt="o", color=BLUE, capsize=2, markersize=4)
         hits += abs(found - np.trace(hessian)) <= error
     axes.axhline(np.trace(hessian), color=ORANGE, linewidth=2, label="the true trace")
-    axes.set(title=f"{probes} probes: {hits} of 30 are within one standard error", xlabel="person", ylabel="trace")
+    axes.set(
+        title=f"{probes} probes: {hits} of 30 are within one standard error",
+        xlabel="person",
+        ylabel="trace",
+    )
     axes.legend()
     plt.show()
 
@@ -291,16 +325,22 @@ for name in LAYERS:
     w = WEIGHTS[name].astype(np.float64).ravel()
 
     def product(v, name=name, w=w):
-        return np.asarray(hessian_vector_product(lambda point: divergence(name, point, slice(48)), w, v))
+        return np.asarray(
+            hessian_vector_product(lambda point: divergence(name, point, slice(48)), w, v)
+        )
 
     traces[name] = hutchinson(product, rng.choice([-1.0, 1.0], (10, len(w))))
 
 _, axes = plt.subplots(figsize=(6.4, 3.4))
 for name in LAYERS:
     size = WEIGHTS[name].size
-    axes.errorbar(name, traces[name][0] / size, traces[name][1] / size, fmt="o", color=BLUE, capsize=4)
+    axes.errorbar(
+        name, traces[name][0] / size, traces[name][1] / size, fmt="o", color=BLUE, capsize=4
+    )
 axes.set_yscale("log")
-axes.set(title="Average curvature of each layer, 10 probes", ylabel="trace / weights, nats an image")
+axes.set(
+    title="Average curvature of each layer, 10 probes", ylabel="trace / weights, nats an image"
+)
 plt.show()
 
 # %% [markdown]
@@ -390,9 +430,17 @@ for step in range(34):
     if step % 3 == 0:
         exact = torch.autograd.functional.hessian(tiny_loss, point, vectorize=True).numpy()
         by_labels = empirical_fisher(jacobian, p, tiny_y)
-        size, *gaps = (np.linalg.norm(matrix, 2) for matrix in (exact, exact - by_model, exact - by_labels))
+        size, *gaps = (
+            np.linalg.norm(matrix, 2) for matrix in (exact, exact - by_model, exact - by_labels)
+        )
         history.append(
-            (float(tiny_loss(point)), size, np.linalg.norm(by_model, 2), np.linalg.norm(by_labels, 2), *gaps)
+            (
+                float(tiny_loss(point)),
+                size,
+                np.linalg.norm(by_model, 2),
+                np.linalg.norm(by_labels, 2),
+                *gaps,
+            )
         )
     gradient = np.einsum("nc,ncw->w", p - np.eye(CLASSES)[tiny_y], jacobian) / len(p)
     move = np.linalg.solve(by_model + 1e-3 * np.trace(by_model) / len(w) * np.eye(len(w)), gradient)
@@ -406,11 +454,19 @@ for values, name, colour in (
     (of_labels, "empirical Fisher", RED),
 ):
     left.loglog(losses, values, "o-", color=colour, label=name, alpha=0.7)
-left.set(title="All shrink as the data is fitted", xlabel="loss (fitted: to the left)", ylabel="norm of the matrix")
+left.set(
+    title="All shrink as the data is fitted",
+    xlabel="loss (fitted: to the left)",
+    ylabel="norm of the matrix",
+)
 right.loglog(losses, gap_model / size, "o-", color=GREEN, label="H - Gauss-Newton")
 right.loglog(losses, gap_labels / size, "o-", color=RED, label="H - empirical Fisher")
 right.axhline(1, color=GREY, linestyle="--", label="nothing of H is left")
-right.set(title="How far they are from H", xlabel="loss (fitted: to the left)", ylabel="norm of the difference, H = 1")
+right.set(
+    title="How far they are from H",
+    xlabel="loss (fitted: to the left)",
+    ylabel="norm of the difference, H = 1",
+)
 left.legend()
 right.legend()
 plt.show()
@@ -455,7 +511,8 @@ check("m06.e2")
 def sample_gradients(losses, w):
     """The gradient of every image's own loss.
 
-    losses: a function from a float64 tensor [n] to the losses of N images, a tensor [N]; w: float64 array [n]
+    losses: a function from a float64 tensor [n] to the losses of N images, a tensor [N]; w:
+        float64 array [n]
     Returns real numbers [N, n], an array or a tensor: row i is the gradient of loss i.
     """
     ### BEGIN SOLUTION
@@ -481,7 +538,8 @@ check("m06.q6")
 def loss_perturbation(gradients, change):
     """MPQCO's estimate of the loss change: 1/2 of the mean over images of (g_n . change)^2.
 
-    gradients: real numbers [N, n], each image's own gradient; change: real numbers [n], what is added to the weights
+    gradients: real numbers [N, n], each image's own gradient; change: real numbers [n], what is
+        added to the weights
     Returns a number.
     """
     ### BEGIN SOLUTION
@@ -503,16 +561,22 @@ print("3 bits   mean of squares   square of the mean   measured")
 for name in LAYERS:
     w = WEIGHTS[name].astype(np.float64).ravel()
     estimates, mean_gradient = [], 0.0
-    for start in range(0, 128, 16):  # 16 images at a time: all gradients at once would fill the memory
+    for start in range(
+        0, 128, 16
+    ):  # 16 images at a time: all gradients at once would fill the memory
         part = slice(start, start + 16)
 
         def losses_of(point, name=name, part=part):
             return F.cross_entropy(logits_of(name, point, part), drawn[part], reduction="none")
 
         gradients = np.asarray(sample_gradients(losses_of, w))
-        estimates.append([loss_perturbation(gradients, rounding_error(name, bits).ravel()) for bits in BITS])
+        estimates.append(
+            [loss_perturbation(gradients, rounding_error(name, bits).ravel()) for bits in BITS]
+        )
         mean_gradient = mean_gradient + gradients.mean(0) / 8
-    by_mpqco |= {(name, bits): value for bits, value in zip(BITS, np.mean(estimates, 0), strict=True)}
+    by_mpqco |= {
+        (name, bits): value for bits, value in zip(BITS, np.mean(estimates, 0), strict=True)
+    }
     trap = (mean_gradient @ rounding_error(name, 3).ravel()) ** 2 / 2
     print(f"{name:8} {by_mpqco[name, 3]:15.1e} {trap:20.1e} {truth[name, 3]:10.1e}")
 
@@ -570,7 +634,7 @@ check("m06.q8")
 
 # %%
 def logit_cost(moves, probabilities):
-    """Half of the variance of each image's logit moves under its probabilities, as a mean over the images.
+    """Half of the variance of each image's logit moves under its probabilities; a mean over images.
 
     moves: real numbers [N, C], u; probabilities: real numbers [N, C], each row adds up to 1
     Returns a number.
@@ -603,10 +667,18 @@ for name in LAYERS:
 _, places = plt.subplots(1, 3, figsize=(11, 3.9), sharex=True, sharey=True)
 ends = np.array([min(truth.values()) / 3, max(truth.values()) * 3])
 for axes, (title, found) in zip(
-    places, (("HAWQ-V2, 10 probes", by_hawq), ("MPQCO, 128 images", by_mpqco), ("Gauss-Newton", by_logits)), strict=True
+    places,
+    (("HAWQ-V2, 10 probes", by_hawq), ("MPQCO, 128 images", by_mpqco), ("Gauss-Newton", by_logits)),
+    strict=True,
 ):
     for name, colour in zip(LAYERS, (BLUE, GREEN, RED, ORANGE, GREY), strict=True):
-        axes.loglog([truth[name, b] for b in BITS], [found[name, b] for b in BITS], "o-", color=colour, label=name)
+        axes.loglog(
+            [truth[name, b] for b in BITS],
+            [found[name, b] for b in BITS],
+            "o-",
+            color=colour,
+            label=name,
+        )
     axes.plot(ends, ends, color="black", linewidth=1)
     axes.set(title=title, xlabel="measured divergence, nats", ylim=ends)
 places[0].set_ylabel("predicted, nats")
@@ -642,7 +714,8 @@ print(f"\nlargest relative difference from yours: {np.max(np.abs(own / table.val
 def top_eigenvalue(product, start, steps):
     """The eigenvalue of the largest magnitude, by power iteration.
 
-    product: the function v -> H v, for one float64 vector [n]; start: float64 [n], of any length but 0; steps: 0 or more
+    product: the function v -> H v, for one float64 vector [n]; start: float64 [n], of any length
+        but 0; steps: 0 or more
     Returns v . H v for the v of length 1 after so many steps; a number that may be negative.
     """
     ### BEGIN SOLUTION
@@ -659,8 +732,12 @@ check("m06.c1")
 
 # %%
 try:
-    sharpest = top_eigenvalue(lambda v: hessian @ v, np.random.default_rng(0).normal(0, 1, len(hessian)), 300)
-    print(f"power iteration {sharpest:.6f}, numpy's eigenvalues {np.linalg.eigvalsh(hessian)[-1]:.6f}")
+    sharpest = top_eigenvalue(
+        lambda v: hessian @ v, np.random.default_rng(0).normal(0, 1, len(hessian)), 300
+    )
+    print(
+        f"power iteration {sharpest:.6f}, numpy's eigenvalues {np.linalg.eigvalsh(hessian)[-1]:.6f}"
+    )
 except NotImplementedError as unsolved:
     print(unsolved)
 
@@ -685,7 +762,9 @@ all_eight = BitPlan.uniform(simplify(from_torch(module, images.shape[1:])), 8, 8
 
 def net_with(name):
     """The integer network in which this layer alone has 2-bit weights."""
-    return labkit.quantize(module, images, plan=replace(all_eight, weights={**all_eight.weights, name: 2}))
+    return labkit.quantize(
+        module, images, plan=replace(all_eight, weights={**all_eight.weights, name: 2})
+    )
 
 
 def float_net(x):
@@ -702,8 +781,8 @@ networks = {
 show_accuracy(networks, data)
 
 # %% [markdown]
-# You have never run the network at 2 bits to find this out, nor looked at a label. Compare the sizes of the two layers: it
-# is not the number of weights that makes a layer fragile.
+# Your ranking took neither a label nor a run of the rounded network: one pass forwards for each layer, and a variance. Compare
+# the sizes of the two layers: it is not the number of weights that makes a layer fragile.
 #
 # ## What to take with you
 #
@@ -714,5 +793,5 @@ show_accuracy(networks, data)
 # - Whatever is squared, square it image by image.
 #
 # In module m07 these numbers are spent: which layers get which bits, under a budget. All methods, with their costs and
-# traps: [docs/sensitivity.md](../docs/sensitivity.md). **Try it:** 2 or 200 probes in section 3; given labels instead of
-# drawn ones in section 5 (`torch.from_numpy(data.train_labels[:32])`); the other layers in section 7.
+# traps: [docs/sensitivity.md](../docs/sensitivity.md). **Try it:** 2 or 200 probes in section 3; in section 5 the likeliest
+# label in place of a drawn one (`drawn = own_answers.argmax(1)`); the other layers in section 7.

@@ -25,10 +25,9 @@
 from itertools import product
 from math import comb
 
+import labkit
 import matplotlib.pyplot as plt
 import numpy as np
-
-import labkit
 from labkit.course import check
 from labkit.course.entries import COURSE_BUDGET, make_entry, parameter_bytes
 from labkit.course.look import BLUE, GREEN, GREY, ORANGE, RED, play, use_look
@@ -86,8 +85,9 @@ for layer in layers_of(w4a4):
 def network_bytes(layers):
     """Bytes of all weights, scales and biases.
 
-    layers: list of dicts with "shape" of the weights, (O, I, h, w) or (O, I), O the output channels; "bits" of a weight, 1 to 8;
-        "per_channel" and "bias", True or False (other entries do not matter)
+    layers: list of dicts with "shape" of the weights, (O, I, h, w) or (O, I), O the output
+        channels; "bits" of a weight, 1 to 8; "per_channel" and "bias", True or False
+        (other entries do not matter)
     Returns an integer.
     """
     ### BEGIN SOLUTION
@@ -114,11 +114,12 @@ check("m10.q1")
 
 # %%
 def bit_operations(layers):
-    """Bit operations of one image: multiply-accumulates x bits of a weight x bits of the layer's input.
+    """Bit operations of one image: multiply-accumulates x weight bits x bits of the layer's input.
 
-    layers: list of dicts with "shape" of the weights, (O, I, h, w) or (O, I); "output", the shape of the result without the
-        batch, (O, height, width) or (O,); "bits" of a weight and "input_bits" (other entries do not matter).
-        I is what one output channel sees, also in a grouped convolution
+    layers: list of dicts with "shape" of the weights, (O, I, h, w) or (O, I), where I is what one
+        output channel sees, also in a grouped convolution; "output", the shape of the result
+        without the batch, (O, height, width) or (O,); "bits" of a weight; "input_bits"
+        (other entries do not matter)
     Returns an integer.
     """
     ### BEGIN SOLUTION
@@ -167,7 +168,8 @@ plt.show()
 def score(accuracy, costs, budgets, rate):
     """The accuracy, less a price for each budget that is exceeded.
 
-    accuracy: in per cent; costs, budgets: lists of positive numbers of one length; rate: points for each per cent of excess
+    accuracy: in per cent; costs, budgets: lists of positive numbers of one length; rate: points
+        for each per cent of excess
     Returns a real number.
     """
     ### BEGIN SOLUTION
@@ -196,8 +198,8 @@ def paired_difference(right_a, right_b):
     """How much more accurate the first network is than the second, and how sure that is.
 
     right_a, right_b: bool [n], n >= 1: whether each network is right about each of the same images
-    Returns (difference, error) in percentage points: 100 (b - c) / n, positive where the first is better, and its standard
-    error 100 sqrt(b + c) / n.
+    Returns (difference, error) in percentage points: 100 (b - c) / n, positive where the first is
+        better, and its standard error 100 sqrt(b + c) / n.
     """
     ### BEGIN SOLUTION
     only_a = np.sum(right_a & ~right_b)
@@ -255,19 +257,33 @@ def rights(net):
 
 
 w3a3, w3a3_wide = (
-    labkit.quantize(module, images, 3, 3, ranges=r, activation_scheme="symmetric") for r in ("mse", "minmax")
+    labkit.quantize(module, images, 3, 3, ranges=r, activation_scheme="symmetric")
+    for r in ("mse", "minmax")
 )
 first, second = rights(w3a3), rights(w3a3_wide)
 counts = np.arange(20, 1001, 20)
 track = np.array([paired_difference(first[:n], second[:n]) for n in counts])
 figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.1))
-left.fill_between(counts, track[:, 0] - track[:, 1], track[:, 0] + track[:, 1], color=BLUE, alpha=0.25, linewidth=0)
+left.fill_between(
+    counts,
+    track[:, 0] - track[:, 1],
+    track[:, 0] + track[:, 1],
+    color=BLUE,
+    alpha=0.25,
+    linewidth=0,
+)
 left.plot(counts, track[:, 0], color=BLUE)
 left.axhline(0, color=GREY)
-left.set(xlabel="images", ylabel="percentage points", title="Ranges by MSE less min-max, ± one error (W3A3)")
+left.set(
+    xlabel="images",
+    ylabel="percentage points",
+    title="Ranges by MSE less min-max, ± one error (W3A3)",
+)
 right.plot(counts, [chance(first[:n], second[:n]) for n in counts], color=ORANGE)
 right.axhline(0.05, color=RED, linestyle="--", label="0.05")
-right.set(yscale="log", xlabel="images", ylabel="p", title="Chance of such a difference among equals")
+right.set(
+    yscale="log", xlabel="images", ylabel="p", title="Chance of such a difference among equals"
+)
 right.legend(fontsize=8)
 plt.show()
 
@@ -285,17 +301,23 @@ field = {}
 for weights in (2, 3, 4, 8):
     for activations in (2, 4, 8):
         ranges = "mse" if activations < 8 else "minmax"
-        field[f"W{weights}A{activations}"] = labkit.quantize(module, images[:128], weights, activations, ranges=ranges)
+        field[f"W{weights}A{activations}"] = labkit.quantize(
+            module, images[:128], weights, activations, ranges=ranges
+        )
 for weights in (2, 3):
     field[f"W{weights}A4 best"] = labkit.quantize(module, images[:256], weights, 4, method="best")
 
 titles = list(field)
-field_costs = np.array([[parameter_bytes(net.graph), costs(net.graph).total_bops] for net in field.values()])
+field_costs = np.array(
+    [[parameter_bytes(net.graph), costs(net.graph).total_bops] for net in field.values()]
+)
 field_accuracy = np.array([100 * rights(net).mean() for net in field.values()])
 for title, (size, work), accuracy in zip(titles, field_costs, field_accuracy, strict=True):
     budgets = [COURSE_BUDGET.size, COURSE_BUDGET.bit_operations]
     value = score(accuracy, [size, work], budgets, 1.0)
-    print(f"{title:<10} {accuracy:5.1f} %  {size:>8,} bytes  {work / 1e6:6.1f} M  score {value:7.1f}")
+    print(
+        f"{title:<10} {accuracy:5.1f} %  {size:>8,} bytes  {work / 1e6:6.1f} M  score {value:7.1f}"
+    )
 
 # %% [markdown]
 # ### {{m10.q6}}
@@ -375,9 +397,13 @@ def draw(kilobytes, million_bit_operations):
     points = place.scatter(size[front], work[front], s=60, **{**style, "c": field_accuracy[front]})
     for i, title in enumerate(titles):
         offset, to = ((9, -3), "left") if "best" in title else ((-7, -3), "right")
-        place.annotate(title, (size[i], work[i]), textcoords="offset points", xytext=offset, ha=to, fontsize=8)
+        place.annotate(
+            title, (size[i], work[i]), textcoords="offset points", xytext=offset, ha=to, fontsize=8
+        )
     if choice >= 0:
-        place.scatter(size[choice], work[choice], s=190, facecolors="none", edgecolors=RED, linewidths=2)
+        place.scatter(
+            size[choice], work[choice], s=190, facecolors="none", edgecolors=RED, linewidths=2
+        )
     said = f"{titles[choice]}, {field_accuracy[choice]:.1f} %" if choice >= 0 else "nothing"
     place.set(xscale="log", yscale="log", xlim=(60, 400), ylim=(10, 125))
     for axis, ticks in (
@@ -437,14 +463,19 @@ check("m10.e1")
 def best_plan(losses, sizes, operations, size_budget, operations_budget):
     """The choice for each layer with the least sum of losses within both budgets.
 
-    losses: real [layers, choices]; sizes, operations: integers [layers, choices]; the budgets: integers, which may be met exactly
-    Returns integers [layers]: the column chosen in each row. At least one plan keeps to both budgets; the best one is unique.
+    losses: real [layers, choices]; sizes, operations: integers [layers, choices]; the budgets:
+        integers, which may be met exactly
+    Returns integers [layers]: the column chosen in each row. At least one plan keeps to both
+        budgets; the best one is unique.
     """
     ### BEGIN SOLUTION
     rows = np.arange(len(losses))
     best, least = None, np.inf
     for plan in product(range(losses.shape[1]), repeat=len(losses)):
-        fits = sizes[rows, plan].sum() <= size_budget and operations[rows, plan].sum() <= operations_budget
+        fits = (
+            sizes[rows, plan].sum() <= size_budget
+            and operations[rows, plan].sum() <= operations_budget
+        )
         if fits and losses[rows, plan].sum() < least:
             best, least = np.array(plan), losses[rows, plan].sum()
     return best
@@ -482,7 +513,7 @@ planned = plan_for(
     module,
     images,
     Budgets(bytes=COURSE_BUDGET.size - added_biases, bit_operations=COURSE_BUDGET.bit_operations),
-    PlanOptions(activations=4, rounding="nearest", images=128),
+    PlanOptions(activations=4, rounding="nearest", images=64),
 )
 print(planned)
 my_plan = replace(planned.plan, activations={**planned.plan.activations, "x": 6})
@@ -494,10 +525,14 @@ difference, error = paired_difference(mine, w8a8)
 size, work = parameter_bytes(my_net.graph), costs(my_net.graph).total_bops
 print(f"mine {100 * mine.mean():.1f} %, W8A8 {100 * w8a8.mean():.1f} % of 1,000 training images")
 print(f"difference {difference:+.2f} ± {error:.2f} points, p = {chance(mine, w8a8):.2g}")
-print(f"{size:,} of {COURSE_BUDGET.size:,} bytes, {work:,} of {COURSE_BUDGET.bit_operations:,} bit operations")
-choice = best_feasible(field_costs, field_accuracy, np.array([COURSE_BUDGET.size, COURSE_BUDGET.bit_operations]))
+print(f"{size:,} of {COURSE_BUDGET.size:,} bytes")
+print(f"{work:,} of {COURSE_BUDGET.bit_operations:,} bit operations")
+choice = best_feasible(
+    field_costs, field_accuracy, np.array([COURSE_BUDGET.size, COURSE_BUDGET.bit_operations])
+)
 difference, error = paired_difference(mine, rights(field[titles[choice]]))
-print(f"against {titles[choice]}, the best of the field within the budget: {difference:+.2f} ± {error:.2f} points")
+print(f"against {titles[choice]}, the best of the field within the budget:")
+print(f"    {difference:+.2f} ± {error:.2f} points")
 
 # %% [markdown]
 # ### {{m10.e2}}
@@ -533,7 +568,9 @@ from labkit.frontends.float_run import run_float
 graph = planned.graph
 show_accuracy(
     {
-        "float": lambda batch: run_float(graph, {graph.inputs[0]: batch}, only_outputs=True)[graph.outputs[0]],
+        "float": lambda batch: run_float(graph, {graph.inputs[0]: batch}, only_outputs=True)[
+            graph.outputs[0]
+        ],
         "labkit, W8A8": field["W8A8"].run,
         f"labkit, {titles[choice]}": field[titles[choice]].run,
         "yours": my_net.run,
@@ -572,7 +609,11 @@ import shutil
 
 shutil.copytree(board / "me", board / "cheat", dirs_exist_ok=True)
 claim = json.loads((board / "cheat" / "entry.json").read_text())
-claim |= {"name": "a cheat", "right": claim["right"] + 1, "accuracy": 100 * (claim["right"] + 1) / claim["images"]}
+claim |= {
+    "name": "a cheat",
+    "right": claim["right"] + 1,
+    "accuracy": 100 * (claim["right"] + 1) / claim["images"],
+}
 (board / "cheat" / "entry.json").write_text(json.dumps(claim))
 found = read_leaderboard(board, data, timed=False)
 shutil.rmtree(board / "cheat")

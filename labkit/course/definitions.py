@@ -204,8 +204,7 @@ def _is_import(statement: ast.stmt) -> bool:
 
 def _is_definition(statement: ast.stmt) -> bool:
     if _is_import(statement):
-        # "from x import *" could hide anything under any name
-        return not any(alias.name == "*" for alias in statement.names)  # type: ignore[attr-defined]
+        return True
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return True
     if isinstance(statement, ast.Assign):
