@@ -13,7 +13,7 @@ from rich.console import Console
 if TYPE_CHECKING:
     from labkit.course.verify.proofs import Proof
 
-__all__ = ["app", "build", "release", "verify"]
+__all__ = ["app", "build", "leaderboard", "release", "verify"]
 
 app = typer.Typer(
     help="Make the course from its sources, prove it, and pack what students get. For instructors, in a clone of labkit.",
@@ -163,6 +163,24 @@ def release(
     folder, _ = _chosen(course, None)
     names = write_release(folder, output)
     typer.echo(f"wrote {output}: {len(names)} files, and no line of an answer in them")
+
+
+@app.command("leaderboard")
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(help="Holds a folder for each entry, with net.lab and entry.json.")],
+    data: Annotated[str | None, typer.Option(help="mnist5k or cifar10; what most entries name where left out.")] = None,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the leaderboard as JSON, too.")] = None,
+    timed: Annotated[bool, typer.Option(help="Measure each network beside LeNet at 8 bits.")] = True,
+) -> None:
+    """Run every entry of the capstone again, refuse those that are not what they claim, and order the rest."""
+    import labkit.data
+    from labkit.course.leaderboard import read_leaderboard
+
+    board = read_leaderboard(folder, None if data is None else labkit.data.load(data, download=False), timed=timed)
+    typer.echo(str(board))
+    if output is not None:
+        board.save(output)
+        typer.echo(f"wrote {output}")
 
 
 def _chosen(course: Path | None, modules: Iterable[str] | None) -> tuple[Path, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import labkit
 from labkit.course.build import answered_notebook
+from labkit.course.entries import make_entry
 from labkit.course.loading import find_course
 
 Command = Callable[..., tuple[int, str, str]]
@@ -121,3 +124,26 @@ def test_no_course_here(labkit_command: Command, tmp_path: Path) -> None:
     code, _, err = labkit_command("course", "build", "--course", tmp_path / "nowhere")
     assert code == 2
     assert "name the clone with --course" in " ".join(err.split())
+
+
+def test_the_leaderboard_runs_every_entry_again(labkit_command: Command, tmp_path: Path) -> None:
+    data = labkit.data.load("mnist5k")
+    module = labkit.models.load("lenet", data="mnist5k")
+    net = labkit.quantize(module, data.calibration(32), weights=2, activations=4)
+    entry = make_entry(net, "Team A", data, tmp_path / "entries" / "a")
+    liar = tmp_path / "entries" / "b"
+    shutil.copytree(tmp_path / "entries" / "a", liar)
+    claim = json.loads((liar / "entry.json").read_text())
+    claim["right"] += 1
+    (liar / "entry.json").write_text(json.dumps(claim))
+    code, out, _ = labkit_command(
+        "course", "leaderboard", tmp_path / "entries", "--no-timed", "-o", tmp_path / "board.json"
+    )
+    assert code == 0
+    assert "Team A" in out
+    board = json.loads((tmp_path / "board.json").read_text())
+    assert [place["entry"]["right"] for place in board["places"]] == [entry.right]
+    assert [refusal["folder"] for refusal in board["refused"]] == ["b"]
+    code, _, err = labkit_command("course", "leaderboard", tmp_path / "nowhere")
+    assert code == 2
+    assert "There is no folder" in " ".join(err.split())
