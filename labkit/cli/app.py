@@ -15,8 +15,10 @@ from labkit.cli import (
     demo,
     fine_tune,
     grade,
+    gradescope,
     lab,
     quantize,
+    redteam,
     run,
     study,
     train,
@@ -66,4 +68,6 @@ app.command("lab")(lab.lab)
 app.command("check")(check.check)
 app.command("grade")(grade.grade)
 app.command("replay")(grade.replay)
+app.command("gradescope")(gradescope.gradescope)
+app.command("redteam")(redteam.redteam)
 app.add_typer(course.app, name="course")

@@ -38,6 +38,9 @@ def grade(
     ] = "",
     only: Annotated[list[str] | None, typer.Option(help="Grade this student alone; may be given again.")] = None,
     regrade: Annotated[bool, typer.Option("--regrade", help="Grade again what was graded before.")] = False,
+    isolation: Annotated[
+        str, typer.Option(help="bubblewrap or lockdown; the best that works on this machine where left out.")
+    ] = "",
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="Go on where nothing shuts submissions in: your own only.")
     ] = False,
@@ -66,6 +69,7 @@ def grade(
             only=tuple(only or ()),
             regrade=regrade,
             unsafe=unsafe,
+            isolation=isolation,
             patience=timeout,
             cluster=cluster,
             tell=lambda done, total, student: tell("submissions", done, total),
@@ -116,6 +120,9 @@ def replay(
     receipt: Annotated[Path, typer.Argument(help="A student's receipt.json.")],
     submission: Annotated[Path, typer.Argument(help="The file or folder that was handed in.")],
     course: _Course = None,
+    isolation: Annotated[
+        str, typer.Option(help="bubblewrap or lockdown; the best that works on this machine where left out.")
+    ] = "",
     unsafe: Annotated[
         bool, typer.Option("--unsafe", help="Go on where nothing shuts submissions in: your own only.")
     ] = False,
@@ -141,7 +148,7 @@ def replay(
     differences = []
     if sha256_of(submission) != known.get("submission_sha256"):
         differences.append("the submission is another one than was graded")
-    with prepared(find_course(course), module, secret, unsafe=unsafe) as plan:
+    with prepared(find_course(course), module, secret, unsafe=unsafe, isolation=isolation) as plan:
         if cases_hash(plan) != known.get("cases_sha256"):
             differences.append("the course draws other cases than it did")
         verdict = grade_submission(plan, Submission(student, submission))

@@ -134,7 +134,7 @@ def read_for(plan: Plan, submission: Submission) -> Read:
 
 
 def grade_submission(plan: Plan, submission: Submission, slot: int = 0) -> SubmissionVerdict:
-    """The verdict on one ``submission``; ``slot`` is a small number that no other has at the same time.
+    """The verdict on one ``submission`` by ``plan``; ``slot`` is a small number that no other has at the same time.
 
     Whatever the submission is, there is a verdict. A fault of the grader gives tasks that are UNGRADED.
     """
@@ -160,7 +160,7 @@ def _graded(plan: Plan, submission: Submission, slot: int) -> SubmissionVerdict:
 
 
 def parcel_of(plan: Plan, definitions: Definitions) -> Parcel | None:
-    """What a worker needs for a submission with these ``definitions``; None where there is nothing to run."""
+    """What a worker needs by ``plan`` for a submission with these ``definitions``; None where there is nothing to run."""
     functions = {task.function for task in plan.module.tasks} & set(definitions.names)
     if not functions:
         return None

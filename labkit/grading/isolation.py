@@ -66,7 +66,9 @@ def probe(unsafe: bool = False, level: str = "") -> Isolation:
     """
     level = level or os.environ.get("LABKIT_ISOLATION", "")
     if level not in ("", *LEVELS):
-        raise InputError(f"There is no isolation {level!r}; there are {' and '.join(LEVELS)}. Leave it out for the best.")
+        raise InputError(
+            f"There is no isolation {level!r}; there are {' and '.join(LEVELS)}. Leave it out for the best."
+        )
     tried = []
     for name in [level] if level else LEVELS:
         found, said = _level(name)
@@ -162,7 +164,11 @@ def _lockdown() -> tuple[Isolation | None, str]:
 def _locked(landlock: bool) -> Isolation:
     packages = sysconfig.get_path("purelib")
     library = Path(__file__).resolve().parents[1]
-    hidden = [str(library), *(str(library.parent / name) for name in _HIDDEN), *(f"{packages}/{name}" for name in _HIDDEN)]
+    hidden = [
+        str(library),
+        *(str(library.parent / name) for name in _HIDDEN),
+        *(f"{packages}/{name}" for name in _HIDDEN),
+    ]
     lock = {"folders": [sys.base_prefix, packages], "hidden": hidden, "landlock": landlock}
     files = "a few files to read and none to write" if landlock else "no files at all"
     says = f"lockdown: no network, no other programs, {files}, a user of its own"
@@ -178,19 +184,20 @@ def _try_lockdown(level: Isolation) -> str:
         planted.chmod(0o666)
         here = str(Path(__file__).parent)
         command = [_python(level), "-I", "-c", _INSIDE_LOCKDOWN, here, str(spare.uid), json.dumps(level.lock), folder]
+        command.append(f"{folder}/root")
         said = _said(command, worker_environment(level))
         return said or ("" if planted.read_text("utf-8") == "planted" else "it has written a file outside")
 
 
 _INSIDE_LOCKDOWN = """
 import ctypes, errno, json, os, socket, sys
-here, uid, lock, folder = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+here, uid, lock, folder, root = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3]), *sys.argv[4:6]
 sys.path.insert(0, here)
 import lockdown
 if lock['landlock'] and not lockdown.landlock_version():
     sys.exit('the kernel has no Landlock')
 parent = os.getppid()
-lockdown.enter(uid, **lock)
+lockdown.enter(uid, root=root, **lock)
 
 def refused(what, action, *arguments):
     try:
@@ -212,7 +219,7 @@ refused('write a file', open, folder + '/planted', 'w')
 refused('cut a file', os.truncate, folder + '/planted', 0)
 refused('make a file', open, folder + '/new', 'w')
 refused('delete a file', os.remove, folder + '/planted')
-refused('make a folder in /tmp', os.mkdir, '/tmp/labkit-new')
+refused('make a folder for all to use', os.mkdir, os.path.join(os.sep, 'tmp', 'labkit-new'))
 refused('write into /dev/shm', open, '/dev/shm/labkit-new', 'w')
 refused('read the accounts', open, '/etc/passwd')
 refused('list processes', os.listdir, '/proc')
@@ -238,11 +245,13 @@ def _said(command: list[str], environment: dict[str, str]) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
-    return "" if done.stdout.strip() == "shut in" else (done.stderr.strip().split("\n")[-1] or f"exit {done.returncode}")
+    return (
+        "" if done.stdout.strip() == "shut in" else (done.stderr.strip().split("\n")[-1] or f"exit {done.returncode}")
+    )
 
 
 def spare_of(level: Isolation) -> Spare | None:
-    """A user for one worker in ``level``, who owns nothing; None where workers are who the grader is. Close it after the worker."""
+    """A user for one worker in ``level``, who owns nothing, to be closed after it; None where workers are who the grader is."""
     return Spare() if level.is_root else None
 
 
@@ -271,8 +280,10 @@ def worker_environment(level: Isolation) -> dict[str, str]:
     """The environment that a worker of ``level`` is started with: nothing of the grader's own."""
     if level.bwrap:
         return {}  # bubblewrap sets its own
-    settings = {"PATH": "/usr/bin:/bin"} if level.lock else {"PATH": os.environ.get("PATH", "")}
-    return settings | _SETTINGS
+    if not level.lock:
+        return {"PATH": os.environ.get("PATH", "")} | _SETTINGS
+    # Nothing can be written there; torch is content with a folder for its cache that exists.
+    return {"PATH": "/usr/bin:/bin", "TORCHINDUCTOR_CACHE_DIR": "/tmp"} | _SETTINGS
 
 
 _SETTINGS = {"LANG": "C.UTF-8", "MPLBACKEND": "agg", "PYTHONDONTWRITEBYTECODE": "1"} | dict.fromkeys(
@@ -290,7 +301,7 @@ def _python(level: Isolation) -> str:
 
 def _shell(level: Isolation, kit: Kit | None) -> list[str]:
     arguments = [level.bwrap, "--die-with-parent", "--new-session", "--clearenv"]
-    arguments += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    arguments += ["--unshare-ipc", "--unshare-pid", "--as-pid-1", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     if level.is_root:
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
@@ -313,7 +324,9 @@ def _shell(level: Isolation, kit: Kit | None) -> list[str]:
         arguments += ["--ro-bind", str(kit.folder), "/kit"]
     arguments += ["--proc", "/proc", "--dev", "/dev"]
     room = ["--size", str(_TMP_BYTES), "--perms", "1777", "--tmpfs"]
-    arguments += [*room, "/dev/shm", "--remount-ro", "/dev", *room, "/tmp", "--chdir", "/tmp", "--hostname", "sandbox"]
+    arguments += [*room, "/dev/shm", "--remount-ro", "/dev", *room, "/tmp"]
+    arguments += ["--remount-ro", "/"]  # the folder in which all of these are mounted has no size of its own
+    arguments += ["--chdir", "/tmp", "--hostname", "sandbox"]
     settings = {"HOME": "/tmp", "PATH": "/python/bin:/usr/bin", "LD_LIBRARY_PATH": "/python/lib"} | _SETTINGS
     for name, value in settings.items():
         arguments += ["--setenv", name, value]

@@ -41,11 +41,11 @@ def _case(task: Task, case: Case, reply: Reply) -> CaseVerdict:
         return CaseVerdict(case.kind, Outcome.UNGRADED, f"The judge failed: {error!r}", inputs=inputs)
     if found is None:
         return CaseVerdict(case.kind, Outcome.PASS)
-    said = (
-        text if len(text) <= _MOST else f"{text[:_MOST]}..." for text in (found.message, found.place, found.expected)
+    message, place, expected, got = (
+        text if len(text) <= _MOST else f"{text[:_MOST]}..."
+        for text in (found.message, found.place, found.expected, found.got)
     )
-    got = found.got if len(found.got) <= _MOST else f"{found.got[:_MOST]}..."
-    return CaseVerdict(case.kind, Outcome.WRONG, *said, got, inputs=inputs)
+    return CaseVerdict(case.kind, Outcome.WRONG, message, place, expected, got, inputs=inputs)
 
 
 def _recognised(task: Task, cases: Sequence[Case], replies: Sequence[Reply], verdicts: Sequence[CaseVerdict]) -> str:

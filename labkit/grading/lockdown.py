@@ -4,7 +4,7 @@ Three borders of the kernel's, one behind the other, each inherited by every lat
 
 * another user, who owns nothing, has no group and no capability, and may start few processes;
 * Landlock: a few folders can be read and nothing can be written; no TCP; no signals to anybody outside. Where the kernel has no
-  Landlock the process gets an empty folder as its root instead, a folder that is already deleted, so nothing can be made in it;
+  Landlock the process gets an empty folder as its root instead, in which it can make nothing;
 * a seccomp filter: no sockets, no other program, no debugging, no new namespaces, no shared memory, no keys, and none of the
   calls that only an administrator or an attacker needs. They fail with EPERM.
 
@@ -26,16 +26,25 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
-__all__ = ["DENIED", "enter", "forbid_calls", "import_ahead", "is_open_to_all", "landlock_version", "seccomp_program", "trees_without"]
+__all__ = [
+    "DENIED",
+    "enter",
+    "forbid_calls",
+    "import_ahead",
+    "is_open_to_all",
+    "landlock_version",
+    "seccomp_program",
+    "trees_without",
+]
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every machine
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 15
+_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
 # By version of Landlock: all rights on files, on TCP ports, and scopes. What is handled and not allowed by a rule is denied.
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 _TCP_RIGHTS = {4: 2}
 _SCOPES = {6: 2}
 
-_SET_DUMPABLE, _SET_SECCOMP, _DROP_BOUND, _NO_NEW_PRIVILEGES = 4, 22, 24, 38
+_SET_DUMPABLE, _SET_SECCOMP, _DROP_BOUND, _ADOPT_ORPHANS, _NO_NEW_PRIVILEGES = 4, 22, 24, 36, 38
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32 = 0x40000000  # a second set of numbers for the same calls, on x86_64
 _NEW_NAMESPACES = 0x7E020000  # the flags of clone
@@ -141,16 +150,20 @@ _SMALL_FILES = ("/etc/ld.so.cache", "/proc/cpuinfo", "/proc/meminfo")
 _LIBRARIES = ("/usr", "/lib", "/lib64", "/sys/devices/system/cpu")
 
 # What a notebook's functions may import, where it cannot be read once the user has changed.
-_STANDARD = """abc argparse array ast asyncio base64 bisect builtins bz2 calendar cmath cmd codecs collections.abc colorsys
- concurrent.futures.process concurrent.futures.thread contextlib contextvars copy copyreg cProfile csv ctypes.util ctypes.wintypes
- dataclasses datetime decimal difflib dis doctest enum errno faulthandler fileinput filecmp fnmatch fractions functools gc getpass
- glob graphlib gzip hashlib heapq hmac html.parser importlib.metadata importlib.resources importlib.util inspect io itertools
- json keyword linecache locale logging.config logging.handlers lzma math mimetypes multiprocessing.pool
- multiprocessing.synchronize numbers opcode operator os pathlib pdb pickle pickletools pkgutil platform pprint profile pstats
- pydoc queue quopri random re reprlib resource runpy sched secrets select selectors shelve shlex shutil signal socket
- sqlite3 ssl stat statistics string stringprep struct subprocess symtable sysconfig tarfile tempfile termios textwrap threading
- time timeit token tokenize tomllib trace traceback tracemalloc types typing unicodedata unittest.mock urllib.request uuid warnings
- weakref xml.dom.minidom xml.etree.ElementTree zipfile zlib zoneinfo _strptime _pydecimal _statistics""".split()
+_STANDARD = """abc argparse array ast asyncio base64 bisect builtins bz2 calendar cmath cmd code codecs codeop
+ collections.abc colorsys concurrent.futures.process concurrent.futures.thread configparser contextlib contextvars copy
+ copyreg cProfile csv ctypes.util ctypes.wintypes dataclasses datetime decimal difflib dis doctest email.mime.text enum
+ errno faulthandler fcntl filecmp fileinput fnmatch fractions functools gc getpass glob graphlib grp gzip hashlib heapq
+ hmac html.parser http.server importlib.metadata importlib.resources importlib.util inspect io itertools json keyword
+ linecache locale logging.config logging.handlers lzma marshal math mimetypes mmap multiprocessing.pool
+ multiprocessing.resource_sharer multiprocessing.resource_tracker multiprocessing.shared_memory multiprocessing.spawn
+ multiprocessing.synchronize netrc numbers opcode operator optparse os pathlib pdb pickle pickletools pkgutil platform
+ plistlib pprint profile pstats pwd pydoc queue quopri random re reprlib resource runpy sched secrets select selectors
+ shelve shlex shutil signal socket socketserver sqlite3 ssl stat statistics string stringprep struct subprocess symtable
+ sysconfig tarfile tempfile termios textwrap threading time timeit token tokenize tomllib trace traceback tracemalloc
+ types typing unicodedata unittest.mock urllib.request uuid warnings wave weakref xml.dom.minidom xml.etree.ElementTree
+ xml.parsers.expat zipfile zipimport zlib zoneinfo _codecs_cn _codecs_hk _codecs_iso2022 _codecs_jp _codecs_kr
+ _codecs_tw _multibytecodec _posixshmem _pydecimal _statistics _strptime""".split()
 _ENCODINGS = """ascii charmap cp1252 cp437 idna latin_1 punycode raw_unicode_escape unicode_escape utf_16 utf_16_be utf_16_le
  utf_32 utf_7 utf_8 utf_8_sig""".split()
 _PARTS = {
@@ -207,22 +220,26 @@ def trees_without(folder: str, hidden: Iterable[str]) -> tuple[list[str], list[s
     return trees, listed
 
 
-def import_ahead(wanted: Iterable[str], packages_too: bool) -> None:
-    """Import what could be wanted later, while it can still be read: the standard library, and parts of libraries.
+def import_ahead(packages_too: bool) -> None:
+    """Import what could be wanted later, while it can still be read.
 
-    Parameters
-    ----------
-    wanted : names of libraries that the source imports, and that are imported already where they are known
-    packages_too : whether installed packages, too, are out of reach later; else they are left for when they are asked for
+    That is the standard library, and, with ``packages_too``, parts of libraries that are imported already; without, those can
+    be read later, too, and are left for when they are asked for.
     """
     names = [*_STANDARD, *(f"encodings.{name}" for name in _ENCODINGS)]
     if packages_too:
-        for library in ("numpy", *wanted):
-            names += _PARTS.get(library, []) if library in sys.modules else []
+        for library, parts in _PARTS.items():
+            names += parts if library in sys.modules else []
     for name in names:
         with suppress(Exception):  # not built on this machine
             importlib.import_module(name)
-    if packages_too and "numba" in sys.modules:
+    if not packages_too:
+        return
+    for module in [sys.modules[library] for library in _PARTS if library in sys.modules]:
+        for name in getattr(module, "__all__", ()):  # what comes when it is asked for, as by `from numpy import *`
+            with suppress(Exception):
+                getattr(module, name)
+    if "numba" in sys.modules:
         with suppress(Exception):  # its compiler fetches the rest of itself at the first use
             sys.modules["numba"].njit(_nothing)()
 
@@ -231,7 +248,7 @@ def _nothing() -> None:
     return None
 
 
-def enter(uid: int, folders: Sequence[str], hidden: Sequence[str] = (), landlock: bool = True) -> str:
+def enter(uid: int, folders: Sequence[str], hidden: Sequence[str], root: str, landlock: bool = True) -> str:
     """Become the user ``uid``, behind all borders, for good.
 
     Parameters
@@ -239,6 +256,7 @@ def enter(uid: int, folders: Sequence[str], hidden: Sequence[str] = (), landlock
     uid : a user that owns nothing and has no other process
     folders : what may be read, besides the system's libraries; a user who owns nothing must be able to
     hidden : what lies in ``folders`` and may not be read
+    root : where there is no Landlock: an empty folder that only root can write to, made where missing
     landlock : False for the empty root folder even where there is Landlock
 
     Returns
@@ -258,9 +276,10 @@ def enter(uid: int, folders: Sequence[str], hidden: Sequence[str] = (), landlock
     program = seccomp_program(platform.machine())
     version = landlock_version() if landlock else 0
     os.chdir("/")
+    tempfile.gettempdir()  # looked for once; libraries ask for it though they write nothing
     ruleset = _ruleset(version, folders, hidden) if version else -1
     if not version:
-        _empty_root()
+        _take_root(root)
     for capability in range(64):
         if _call_prctl(_DROP_BOUND, capability):
             break
@@ -270,6 +289,9 @@ def enter(uid: int, folders: Sequence[str], hidden: Sequence[str] = (), landlock
     _drop_capabilities()
     _must(_call_prctl(_NO_NEW_PRIVILEGES, 1), "no_new_privs")
     _must(_call_prctl(_SET_DUMPABLE, 0), "dumpable")
+    _must(
+        _call_prctl(_ADOPT_ORPHANS, 1), "child_subreaper"
+    )  # so that whoever looks from outside finds them below this one
     if version:
         _must(_call(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
         os.close(ruleset)
@@ -360,12 +382,13 @@ def _allow(ruleset: int, path: str, rights: int) -> None:
         os.close(fd)
 
 
-def _empty_root() -> None:
-    """A root folder that is empty and stays so: it is deleted before anybody is in it."""
-    folder = tempfile.mkdtemp(prefix="labkit-root-")
-    os.chdir(folder)
-    os.rmdir(folder)
-    os.chroot(".")
+def _take_root(folder: str) -> None:
+    """Make the empty ``folder``, which only root can write to, the root of all paths."""
+    os.makedirs(folder, 0o755, exist_ok=True)
+    os.chmod(folder, 0o755)
+    if os.listdir(folder) or os.stat(folder).st_uid != 0:
+        raise OSError(errno.ENOTEMPTY, f"{folder} is no empty folder of root's own")
+    os.chroot(folder)
     os.chdir("/")
 
 

@@ -14,6 +14,7 @@ import ast
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import resource
@@ -45,13 +46,15 @@ def main(
     requests, replies : open file descriptors
     uid : the user to become, for good, before anything of a student is read; -1 to stay
     alone : whether every process that this one may kill is its own, as in a process namespace
-    lock : where nothing outside shuts this process in: the arguments of `labkit.grading.lockdown.enter`
+    lock : where nothing outside shuts this process in: the arguments of `labkit.grading.lockdown.enter` that are not made here
     """
     if uid >= 0 and lock is None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
     _forbid_debuggers()
+    if alone and lock is None:
+        _die_with_parent()
     sys.path[:0] = [kit, packages]
     setup = _read(requests)["setup"]
     for name, (soft, hard) in setup["limits"].items():
@@ -65,8 +68,9 @@ def main(
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     kit_modules = [importlib.import_module(name) for name in setup["kit"]]
+    _warm(setup.pop("library"))
     if lock is not None:
-        _shut_in(uid, packages, set(setup["imports"]), lock)
+        _shut_in(uid, packages, kit, lock)
     elif alone:
         _forbid_calls()
     gc.collect()
@@ -83,14 +87,53 @@ def main(
         child.end()
 
 
-def _shut_in(uid: int, packages: str, wanted: set[str], lock: dict[str, Any]) -> None:
+class _Library:
+    """Imports modules from their texts: what a task is given lies in no file."""
+
+    def __init__(self, sources: dict[str, Any]) -> None:
+        self.sources = sources
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in self.sources:
+            return None
+        return importlib.util.spec_from_loader(name, self, is_package=self.sources[name][1])  # type: ignore[arg-type]
+
+    def create_module(self, spec: Any) -> None:
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        exec(compile(self.sources[module.__name__][0], f"<{module.__name__}>", "exec"), vars(module))
+
+    def close(self) -> None:
+        """Forget the texts, and all modules that were made from them."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        for name in self.sources:
+            sys.modules.pop(name, None)
+            home, _, last = name.rpartition(".")
+            if home in sys.modules:
+                vars(sys.modules[home]).pop(last, None)
+        self.sources = {}
+
+
+def _warm(sources: dict[str, Any]) -> None:
+    """Import what tasks are given once, for the sake of the libraries behind it, and forget it."""
+    library = _Library(sources)
+    sys.meta_path.insert(0, library)
+    for name in list(sources):
+        importlib.import_module(name)
+    library.close()
+    sources.clear()
+
+
+def _shut_in(uid: int, packages: str, kit: str, lock: dict[str, Any]) -> None:
     """Become the user ``uid`` behind the borders of the kernel; what cannot be read from there is imported first."""
     lockdown: Any = importlib.import_module("lockdown")  # a file of the kit
     has_files = lock["landlock"] and lockdown.landlock_version() > 0
     packages_too = not (has_files and lockdown.is_open_to_all(packages))
     if packages_too or not lockdown.is_open_to_all(os.path.dirname(os.__file__)):
-        lockdown.import_ahead(wanted, packages_too)
-    lockdown.enter(uid, **lock)
+        lockdown.import_ahead(packages_too)
+    lockdown.enter(uid, root=os.path.join(kit, "root"), **lock)
 
 
 def _forbid_debuggers() -> None:
@@ -99,6 +142,14 @@ def _forbid_debuggers() -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+
+
+def _die_with_parent() -> None:
+    """End with the sandbox's outer half, which becoming another user has undone."""
+    with contextlib.suppress(OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def _forbid_calls() -> None:
@@ -176,6 +227,10 @@ class _Child:
         if not reaped:
             with contextlib.suppress(OSError):
                 os.waitpid(self.pid, 0)
+        if self.alone:
+            with contextlib.suppress(ChildProcessError):
+                while True:  # orphans that were left to this process; all are killed by now
+                    os.waitpid(-1, 0)
 
 
 def _serve(source: str, request: dict[str, Any], down: int, up: int) -> None:
@@ -185,7 +240,10 @@ def _serve(source: str, request: dict[str, Any], down: int, up: int) -> None:
     from labkit.course.values import decode, encode
 
     home = "labkit.course.ingredients."
-    ingredients = {name.removeprefix(home): module for name, module in sys.modules.items() if name.startswith(home)}
+    library = _Library(request.pop("library"))
+    sys.meta_path.insert(0, library)
+    makers = [name for name in library.sources if name.startswith(home)]
+    ingredients = {name.removeprefix(home): importlib.import_module(name) for name in makers}
     with contextlib.suppress(FileNotFoundError):  # behind an empty root folder they lead to nothing already
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
@@ -196,9 +254,9 @@ def _serve(source: str, request: dict[str, Any], down: int, up: int) -> None:
     while (asked := _read(down)) is not None:
         _allow(asked["seconds"] if space is not None else _DEFINING)
         try:
-            inputs = build(decode(asked["inputs"]), ingredients)
+            inputs = build({name: decode(value) for name, value in asked["inputs"].items()}, ingredients)
             if space is None:
-                space = _defined(source, request["task"], request["given"])
+                space = _defined(source, request["task"], request["given"], library)
                 _allow(asked["seconds"])
             function = space.get(asked["function"])
             if function is None:
@@ -237,9 +295,9 @@ def _allow(seconds: float) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
 
 
-def _defined(source: str, task: str, given: list[str]) -> dict[str, Any]:
+def _defined(source: str, task: str, given: list[str], library: _Library) -> dict[str, Any]:
     """The student's names; what cannot be defined is left out and told under ``__failed__``."""
-    _hide_labkit(task, given)
+    _hide_labkit(task, given, library)
     module = types.ModuleType("submission")
     sys.modules["submission"] = module
     space = vars(module)
@@ -274,12 +332,13 @@ class _NotThere:
         raise ImportError(self.__dict__["_why"])
 
 
-def _hide_labkit(task: str, given: list[str]) -> None:
+def _hide_labkit(task: str, given: list[str], library: _Library) -> None:
     """Leave of labkit what the task is given, and nothing else that can be imported."""
     found = {}
     for dotted in given:
         home, _, name = dotted.rpartition(".")
         found[dotted] = getattr(importlib.import_module(home), name)
+    library.close()
     for name in [name for name in sys.modules if name.split(".")[0] == "labkit"]:
         del sys.modules[name]
     listed = ", ".join(given) or "nothing of labkit"
@@ -311,8 +370,15 @@ def _hide_labkit(task: str, given: list[str]) -> None:
         home, _, name = dotted.rpartition(".")
         setattr(sys.modules[home], name, value)
     sys.meta_path.insert(0, Finder())
-    for entry in [entry for entry in sys.path if os.path.isdir(os.path.join(entry, "labkit"))]:
+    for entry in [entry for entry in sys.path if _can_be_read(os.path.join(entry, "labkit", "__init__.py"))]:
         sys.path.remove(entry)
+
+
+def _can_be_read(path: str) -> bool:
+    """Whether ``path`` opens: installed packages stay importable where only labkit among them is out of reach."""
+    with contextlib.suppress(OSError), open(path, "rb"):
+        return True
+    return False
 
 
 def _said(error: BaseException) -> str:

@@ -86,7 +86,7 @@ def _case(record: Mapping[str, Any]) -> CaseVerdict:
 def grades_csv(module: Module, verdicts: Iterable[SubmissionVerdict], missing: Iterable[str]) -> str:
     """The table of grades: one row a student, sorted; the columns are described in docs/grading.md.
 
-    ``module`` gives the columns; ``missing`` are students of the roster without a submission.
+    ``module`` gives the columns and ``verdicts`` the rows; ``missing`` are students of the roster without a submission.
     """
     names = [item.name for item in module.items]
     out = io.StringIO()
@@ -174,7 +174,7 @@ def versions() -> dict[str, str]:
 
 
 def receipt(verdict: SubmissionVerdict, seed: str, cases: str) -> dict[str, Any]:
-    """What reproduces a mark: the private ``seed``, versions, the hash of the submission and of the inputs of all ``cases``."""
+    """What reproduces the mark of ``verdict``: the private ``seed``, versions, hashes of the submission and of all ``cases``."""
     return {
         "student": verdict.student,
         "module": verdict.module,

@@ -77,6 +77,7 @@ def prepared(
     manual: Mapping[tuple[str, str], Fraction] | None = None,
     *,
     unsafe: bool = False,
+    isolation: str = "",
     patience: float | None = None,
 ) -> Iterator[Plan]:
     """A plan for grading a module; its kit is a temporary folder that goes with it.
@@ -88,12 +89,13 @@ def prepared(
     secret : the private seed
     manual : points for open questions by (student, question)
     unsafe : go on without any isolation where there is none
+    isolation : ``bubblewrap`` or ``lockdown`` and nothing else; '' for the best that works here
     patience : seconds of the wall clock for one case
     """
     module = load_module(course, module_name)
     seed = seed_number(secret, module_name)
     cases = drawn(module, seed)
-    level = probe(unsafe)
+    level = probe(unsafe, isolation)
     folder = Path(tempfile.mkdtemp(prefix="labkit-kit-"))
     try:
         folder.chmod(0o755)  # workers are other users
@@ -125,6 +127,7 @@ def grade_folder(
     only: tuple[str, ...] = (),
     regrade: bool = False,
     unsafe: bool = False,
+    isolation: str = "",
     patience: float | None = None,
     cluster: str = "",
     tell: Callable[[int, int, str], None] = lambda done, total, student: None,
@@ -144,6 +147,7 @@ def grade_folder(
     only : these students alone, where any are named
     regrade : grade again what was graded before
     unsafe : go on without any isolation where there is none
+    isolation : ``bubblewrap`` or ``lockdown`` and nothing else; '' for the best that works here
     patience : seconds of the wall clock for one case
     cluster : the address of a Dask scheduler whose workers run the submissions, '' for this machine
     tell : called with (done, total, student) as submissions are finished
@@ -161,7 +165,7 @@ def grade_folder(
         raise InputError(f"{submissions} holds no submission of {', '.join(unknown)}.")
     make_folder(out)
     secret = read_or_make_seed(seed_file or out / "seed.txt")
-    with prepared(course, module_name, secret, manual, unsafe=unsafe, patience=patience) as plan:
+    with prepared(course, module_name, secret, manual, unsafe=unsafe, isolation=isolation, patience=patience) as plan:
         inputs = cases_hash(plan)
         earlier = {} if regrade else {s.student: v for s in chosen if (v := _earlier(out, s, inputs, plan)) is not None}
         verdicts = list(earlier.values())

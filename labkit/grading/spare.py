@@ -51,7 +51,9 @@ class Spare:
                 _KEPT.append(self._hold)
                 return
             # As that user, "all processes" are its own, and nobody can fork away from it.
-            subprocess.run([sys.executable, "-I", "-S", "-c", _KILL, str(self.uid)], check=False, capture_output=True, env={})
+            subprocess.run(
+                [sys.executable, "-I", "-S", "-c", _KILL, str(self.uid)], check=False, capture_output=True, env={}
+            )
             time.sleep(0.01)
         self._hold.close()
 

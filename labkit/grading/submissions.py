@@ -165,7 +165,7 @@ def _bytes_of(path: Path) -> bytes:
     except OSError as error:
         raise InputError(f"{path.name} cannot be read: {error.strerror}.") from error
     if len(raw) > _MOST_BYTES:
-        raise InputError(f"{path.name} has more than {_MOST_BYTES:,} bytes, which is the most that is read.")
+        raise InputError(f"{path.name} has too many bytes; {_MOST_BYTES:,} at most are read.")
     return raw
 
 

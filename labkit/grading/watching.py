@@ -1,4 +1,4 @@
-"""Looks at the processes of a worker from outside while it is waited for: how much memory they hold, and whether they do anything."""
+"""Looks at the processes of a worker from outside while it is waited for: how much memory they hold, whether they do anything."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ _DOING = 0.03  # processor seconds that count as doing something
 
 
 class Watch:
-    """Watches the process ``pid`` and all below it, for one case. Where there is no /proc it sees nothing and allows all."""
+    """Watches the process ``pid`` and all below it, for one case. Where there is no /proc it sees nothing and allows all.
 
-    def __init__(self, pid: int) -> None:
+    ``seconds`` of processor time are allowed to all of them together: those that are deaf to their own limit, too.
+    """
+
+    def __init__(self, pid: int, seconds: float) -> None:
         self._pid = pid
+        self._seconds = seconds
+        self._first: float | None = None
         self._used = -1.0
         self._since = time.monotonic()
 
@@ -39,6 +44,9 @@ class Watch:
         if sum(map(_memory, found)) > _MEMORY:
             raise MemoryError
         used, now = sum(map(_processor, found)), time.monotonic()
+        self._first = used if self._first is None else min(self._first, used)
+        if used - self._first > self._seconds:
+            raise TimeoutError("it ran on beyond its limit")
         if not found or abs(used - self._used) > _DOING:
             self._used, self._since = used, now
         elif now - self._since > _IDLE_SECONDS:

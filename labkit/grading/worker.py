@@ -21,7 +21,7 @@ from labkit.course.judges.base import plain
 from labkit.course.values import decode
 from labkit.errors import InputError, LabkitError
 from labkit.grading.isolation import Isolation, spare_of, worker_command, worker_environment
-from labkit.grading.kit import Kit
+from labkit.grading.kit import Kit, library_for
 from labkit.grading.outcomes import Outcome
 from labkit.grading.watching import TICK, Watch, children_of
 
@@ -32,6 +32,7 @@ _START_SECONDS = 120.0  # a cold import of torch on a loaded machine
 _MEMORY = 4 << 30  # bytes of address space
 _FILE_BYTES = 16 << 20
 _SEND_SECONDS = 30.0
+_DEAF = 12.0  # processor seconds over a case's own limit, of which its definitions may take ten
 _END_SECONDS = 10.0
 
 _OUTCOMES = {
@@ -110,10 +111,13 @@ class Worker:
         self.close()
 
     def _start(self) -> None:
+        try:
+            self._spare = spare_of(self._level)
+        except LabkitError as error:
+            raise WorkerFault(str(error)) from error
+        uid = self._spare.uid if self._spare is not None else -1
         theirs_in, self._down = os.pipe()
         self._up, theirs_out = os.pipe()
-        self._spare = spare_of(self._level)
-        uid = self._spare.uid if self._spare is not None else -1
         command = worker_command(self._level, self._kit, uid, theirs_in, theirs_out)
         try:
             self._process = subprocess.Popen(
@@ -126,6 +130,8 @@ class Worker:
                 start_new_session=True,
             )
         except OSError as error:
+            if self._spare is not None:
+                self._spare.close()
             raise WorkerFault(f"A worker could not be started: {error}.") from error
         finally:
             os.close(theirs_in)
@@ -138,6 +144,7 @@ class Worker:
             "source": self._source,
             "imports": self._imports,
             "kit": list(self._kit.modules),
+            "library": self._kit.library,
             "limits": {name: [value, value] for name, value in limits.items()},
         }
         try:
@@ -160,19 +167,21 @@ class Worker:
         """
         if self._process is None:
             self._start()
+        assert self._process is not None
         nonce = secrets.token_hex(8)
         request = {
             "nonce": nonce,
             "task": asked.task,
             "function": asked.function,
             "given": list(asked.given),
+            "library": library_for(asked.given, asked.inputs, self._kit.files),
             "seconds": seconds,
             "inputs": asked.inputs[number],
         }
         wall = self._patience if self._patience is not None else 10 * seconds + 90
         try:
             self._send(request)
-            reply = self._receive(wall, Watch(self._process.pid) if self._process is not None else None)
+            reply = self._receive(wall, Watch(self._process.pid, seconds + _DEAF))
         except TimeoutError as error:
             self.close()
             return Reply(Outcome.TIMEOUT, message=str(error))
@@ -249,6 +258,8 @@ class Worker:
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.wait()
+        if self._spare is not None:
+            self._spare.close()
 
 
 def _reply(reply: dict[str, Any]) -> Reply:

@@ -41,6 +41,7 @@ _UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelv
 _UNSAFE_CALLS = {"eval", "exec"}
 EXCEPTIONS = {
     "kernels/jit.py": "Numba's compiled code has no other form on disk; it stays in the user's own cache",
+    "grading/nursery.py": "It is the inside of the sandbox: to run what a submission says is what it is for",
 }
 
 

@@ -44,6 +44,6 @@ def tanh_net_samples(x: NDArray[np.float64], labels: NDArray[np.int64], hidden: 
 
 
 def tanh_net(x: NDArray[np.float64], labels: NDArray[np.int64], hidden: int, classes: int) -> Loss:
-    """The mean of what `tanh_net_samples` gives for ``x``, ``labels``, ``hidden`` and ``classes``: one number."""
+    """The mean of what `tanh_net_samples` gives for ``x``, float64 [N, F], ``labels``, ``hidden`` and ``classes``."""
     losses = tanh_net_samples(x, labels, hidden, classes)
     return lambda w: losses(w).mean()
