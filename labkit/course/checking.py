@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.course.cases import Case, PublicModule, PublicQuestion, PublicTask, read_public, result_of
-from labkit.course.definitions import read_definitions
+from labkit.course.definitions import reachable, read_definitions
 from labkit.course.feedback import CaseReport, Feedback, ModuleFeedback
 from labkit.course.judges.values import shortened
 from labkit.course.loading import module_of_text
@@ -43,7 +43,7 @@ def check(name: str, answer: Any = None) -> Feedback | ModuleFeedback:
     if answer is None:
         namespace: Mapping[str, Any] = sys._getframe(1).f_globals
     elif isinstance(answer, str | Path):
-        namespace = vars(_module_of(Path(answer)))
+        namespace = _names_of(Path(answer), _public(name))
     elif isinstance(answer, types.ModuleType):
         namespace = vars(answer)
     elif isinstance(answer, Mapping):
@@ -62,10 +62,12 @@ def _public(name: str) -> PublicModule:
     return read_public(module, beside if any(beside.glob(f"{module}_*.json")) else None)
 
 
-def _module_of(path: Path) -> types.ModuleType:
+def _names_of(path: Path, module: PublicModule) -> Mapping[str, Any]:
+    """What the file ``path`` defines for the tasks of ``module``; of the rest nothing is run."""
     definitions = read_definitions(path)
+    source = reachable(definitions.source, [task.function for task in module.tasks])
     try:
-        return module_of_text(definitions.source, path.stem)
+        return definitions.strings | vars(module_of_text(source, path.stem))
     except Exception as error:
         raise InputError(
             f"{path}: its definitions cannot be run ({type(error).__name__}: {error}). "

@@ -1,8 +1,9 @@
-"""What a notebook or script defines, taken out by its syntax: imports, functions, classes and literal assignments.
+"""What a notebook or script defines, taken out by its syntax: imports, functions, classes and assignments to names.
 
 Nothing is run here. Loops, calls, plots, magics and everything else at the top level are left out, and so it does not matter in
 which order the cells were run, whether they were run, or what an editor did to their ids. Of two definitions of a name the last
-one counts.
+one counts. Of all that, `reachable` keeps what certain functions can come to use: their helpers and constants, and not the
+network that was trained for a plot.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import codecs
 import json
 import re
+import symtable
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ class Definitions:
 
     Parameters
     ----------
-    source : Python text that defines everything and does nothing else
+    source : Python text of all definitions, in their order; run `reachable` of it, not all
     names : what it defines, imports apart
     strings : assignments of one string to a name, such as the answers to open questions
     notes : what a reader should know: a cell that is no Python, a name defined twice
@@ -181,8 +183,21 @@ def reachable(source: str, names: Iterable[str]) -> str:
         for place in binding.get(name, []):
             if place not in kept:
                 kept.add(place)
-                waiting += {node.id for node in ast.walk(statements[place]) if isinstance(node, ast.Name)}
+                waiting += _mentioned(ast.unparse(statements[place]))
     return "\n\n".join(ast.unparse(statements[place]) for place in sorted(kept)) + "\n"
+
+
+def _mentioned(statement: str) -> set[str]:
+    """The top-level names that ``statement`` uses, at once or when what it defines is called; parameters and the like are not."""
+
+    def of(table: symtable.SymbolTable) -> set[str]:
+        inside = table.get_type() != "module"
+        found = {s.get_name() for s in table.get_symbols() if (s.is_global() if inside else s.is_referenced())}
+        for child in table.get_children():
+            found |= of(child)
+        return found
+
+    return of(symtable.symtable(statement, "<statement>", "exec"))
 
 
 def _without_magics(cell: str) -> str:
@@ -208,35 +223,17 @@ def _is_definition(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         return True
     if isinstance(statement, ast.Assign):
-        return all(isinstance(target, ast.Name) for target in statement.targets) and _is_literal(statement.value)
+        return all(_is_plain_target(target) for target in statement.targets)
     if isinstance(statement, ast.AnnAssign):
-        return isinstance(statement.target, ast.Name) and statement.value is not None and _is_literal(statement.value)
+        return isinstance(statement.target, ast.Name) and statement.value is not None
     return False
 
 
-def _is_literal(node: ast.expr) -> bool:
-    """A number, string, None, a container of these, or arithmetic on numbers: what gives the same whenever it is computed."""
-    if isinstance(node, ast.Constant):
-        return True
-    if isinstance(node, ast.UnaryOp):
-        return _is_literal(node.operand)
-    if isinstance(node, ast.BinOp):  # 2**31 - 1; a power tower of literals is left out, as it may never end
-        return _is_literal(node.left) and _is_literal(node.right) and not _is_large_power(node)
-    if isinstance(node, ast.Tuple | ast.List | ast.Set):
-        return all(_is_literal(item) for item in node.elts)
-    if isinstance(node, ast.Dict):
-        return all(key is not None and _is_literal(key) for key in node.keys) and all(map(_is_literal, node.values))
-    return False
-
-
-def _is_large_power(node: ast.BinOp) -> bool:
-    if not isinstance(node.op, ast.Pow | ast.LShift | ast.Mult):
-        return False
-    small = (
-        isinstance(node.right, ast.Constant) and isinstance(node.right.value, int | float) and node.right.value <= 1024
-    )
-    simple = isinstance(node.left, ast.Constant) and isinstance(node.left.value, int | float)
-    return not (small and simple)
+def _is_plain_target(target: ast.expr) -> bool:
+    """A name, or names side by side; neither an element nor an attribute of something that is there already."""
+    if isinstance(target, ast.Tuple | ast.List):
+        return all(_is_plain_target(item) for item in target.elts)
+    return isinstance(target, ast.Name)
 
 
 def _names(statement: ast.stmt) -> list[str]:
@@ -245,7 +242,7 @@ def _names(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return [alias.asname or alias.name.split(".")[0] for alias in statement.names]
     if isinstance(statement, ast.Assign):
-        return [target.id for target in statement.targets if isinstance(target, ast.Name)]
+        return [node.id for target in statement.targets for node in ast.walk(target) if isinstance(node, ast.Name)]
     if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
         return [statement.target.id]
     return []

@@ -8,7 +8,7 @@ from typing import Any
 
 __all__ = ["BLUE", "GREEN", "GREY", "ORANGE", "RED", "play", "use_look"]
 
-BLUE, ORANGE, GREEN, RED, GREY = "#1d6fd1", "#c2410c", "#15803d", "#b91c1c", "#8fa3bd"
+BLUE, ORANGE, GREEN, RED, GREY = "#1d6fd1", "#d97706", "#15803d", "#b91c1c", "#8fa3bd"
 
 
 def use_look() -> None:

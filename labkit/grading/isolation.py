@@ -301,7 +301,14 @@ def _python(level: Isolation) -> str:
 
 def _shell(level: Isolation, kit: Kit | None) -> list[str]:
     arguments = [level.bwrap, "--die-with-parent", "--new-session", "--clearenv"]
-    arguments += ["--unshare-ipc", "--unshare-pid", "--as-pid-1", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    arguments += [
+        "--unshare-ipc",
+        "--unshare-pid",
+        "--as-pid-1",
+        "--unshare-net",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+    ]
     if level.is_root:
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:

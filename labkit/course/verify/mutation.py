@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from labkit.course.cases import Case, draw_cases, result_of
-from labkit.course.definitions import definitions_of
+from labkit.course.definitions import definitions_of, reachable
 from labkit.course.loading import load_module, module_of_text
 from labkit.course.source import answered, solution_ranges
 from labkit.course.tasks import Equivalent, Task
@@ -148,7 +148,7 @@ def _work(pipe: Connection, course: str, name: str, jobs: list[_Job]) -> None:
     folder = Path(course)
     module = load_module(folder, name)
     text = answered((folder / "solutions" / f"{module.stem}.py").read_text("utf-8"))
-    definitions = definitions_of([text]).source
+    definitions = reachable(definitions_of([text]).source, [task.function for task in module.tasks])
     tasks = {task.name: task for task in module.tasks}
     cases: dict[str, list[Case]] = {}
     _limit_memory()

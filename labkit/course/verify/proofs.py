@@ -13,7 +13,7 @@ from types import ModuleType
 from labkit.course.build import BuiltFile, built
 from labkit.course.cases import PublicModule, PublicTask, draw_cases, public_cases, read_public, result_of
 from labkit.course.checking import checked
-from labkit.course.definitions import definitions_of
+from labkit.course.definitions import definitions_of, reachable
 from labkit.course.feedback import Feedback
 from labkit.course.judges.base import Difference
 from labkit.course.judges.values import Close
@@ -50,8 +50,8 @@ def static_proofs(course: Path, name: str) -> Iterator[Proof]:
     yield Proof("built", tuple(_built(module, files, text)))
     yield Proof("notebook", tuple(_notebook(module, files)))
     public = public_cases(module, task_signatures(answered(text)))
-    yield Proof("blanks", tuple(_blanks(public, files)))
-    solved = module_of_text(definitions_of([answered(text)]).source, f"{name}_answered")
+    yield Proof("blanks", tuple(_blanks(module, public, files)))
+    solved = _defined([answered(text)], module, f"{name}_answered")
     yield Proof("solutions", tuple(_solutions(module, public, solved)))
     yield Proof("mistakes", tuple(_mistakes(module, public)))
     leaks = leaks_in_notebook(course, module.stem)
@@ -131,10 +131,18 @@ def _notebook(module: Module, files: list[BuiltFile]) -> Iterator[str]:
         yield f"checks of tasks that do not exist: {', '.join(sorted(unknown))}"
 
 
-def _blanks(public: PublicModule, files: list[BuiltFile]) -> Iterator[str]:
+def _defined(cells: list[str], module: Module, name: str) -> ModuleType:
+    """What ``cells`` define for the tasks of ``module``, and the answers to its questions."""
+    definitions = definitions_of(cells)
+    made = module_of_text(reachable(definitions.source, [task.function for task in module.tasks]), name)
+    vars(made).update(definitions.strings)
+    return made
+
+
+def _blanks(module: Module, public: PublicModule, files: list[BuiltFile]) -> Iterator[str]:
     (text,) = [made.text for made in files if made.path.suffix == ".ipynb"]
     cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-    blank = module_of_text(definitions_of(cells).source, f"{public.name}_blank")
+    blank = _defined(cells, module, f"{public.name}_blank")
     for item in public.items:
         found = checked(public, item.name, vars(blank))
         assert isinstance(found, Feedback)

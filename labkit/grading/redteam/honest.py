@@ -218,7 +218,7 @@ def away(x):
         _NO_AWAY
         + """\
 import numba
-@numba.njit
+@numba.njit('int64(float64)')
 def one(v):
     return int(np.floor(abs(v) + 0.5)) * (1 if v >= 0 else -1)
 def away(x):

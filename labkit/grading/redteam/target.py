@@ -39,7 +39,7 @@ AWAY = Task(
         Mistake("up", "A half goes away from zero, also below it.", lambda x: np.floor(x + 0.5).astype(int)),
     ),
     library="labkit.arithmetic.requantize.round_half_away",
-    seconds=0.5,
+    seconds=1.0,
 )
 
 
@@ -65,7 +65,7 @@ ENERGY = Task(
         Mistake("half", "There is no half here.", lambda product, v: 0.5 * float(v @ product(v))),
         Mistake("square", "Once is enough.", lambda product, v: float(product(v) @ product(v))),
     ),
-    seconds=0.5,
+    seconds=1.0,
 )
 
 SPREAD = Task(
@@ -87,7 +87,7 @@ SPREAD = Task(
         Mistake("peak", "From the lowest to the highest.", lambda x: (float(np.mean(x)), _up(float(np.abs(x).max())))),
     ),
     given=("labkit.arithmetic.requantize.round_half_away",),
-    seconds=0.5,
+    seconds=1.0,
 )
 
 MODULE = Module(
