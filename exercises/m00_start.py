@@ -612,7 +612,7 @@ WHERE_THE_WORK_IS = Question(
         (1, "Work: the two convolutions, about four fifths of all products. Weights: fc1, 93 %."),
         (
             1,
-            "A weight of a convolution is used at every output position (784 or 100 and more times), one of a linear layer once.",
+            "A weight of a convolution is used at every output position (784 and 144 times), one of a linear layer once.",
         ),
         (1, "File: fc1, since bytes go by the number of weights."),
         (

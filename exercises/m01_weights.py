@@ -167,7 +167,7 @@ def _sixteenths(rng, lowest, highest):
 def _sticks_out(rng, number):
     low, high = -_sixteenths(rng, 8, 40), _sixteenths(rng, 8, 40)
     width = (high - low) * (0.75 if number < 3 else 1.25)
-    shift = _sixteenths(rng, 2, 6)
+    shift = _sixteenths(rng, 2, 6) + max(0, width - (high - low))  # and so the other end lies inside
     ends = (high + shift - width, high + shift) if number % 2 == 0 else (low - shift, low - shift + width)
     return _row(low, high, *ends, ["larger", "smaller"][number // 2 % 2])
 
@@ -594,7 +594,10 @@ CHANNELS = Task(
 
 def _limited(rng, number):
     w = rng.normal(0, 0.2, [(5, 4), (30,), (3, 2, 3, 2)][number % 3]).astype(np.float32)
-    return {"w": w, "limit": float(np.abs(w).max() * rng.uniform(0.4, 0.9)), "bits": _BITS[number % len(_BITS)]}
+    limit, bits = float(np.abs(w).max() * rng.uniform(0.4, 0.9)), _BITS[number % len(_BITS)]
+    a_bit_beyond = limit * (1 + 0.3 / _largest(bits))  # by less than half a step
+    w.reshape(-1)[number] = [-a_bit_beyond, a_bit_beyond][number % 2]
+    return {"w": w, "limit": limit, "bits": bits}
 
 
 def _outlier(rng, number):
@@ -617,6 +620,14 @@ def _two_errors(w, limit, bits):
     beyond = np.abs(values) > limit
     total = np.square(values[:, None] - grid).min(axis=1)
     return total[beyond].sum() / values.size, nearest[~beyond].sum() / values.size
+
+
+def _two_errors_by_integers(w, limit, bits):
+    scale = limit / _largest(bits)
+    q = np.rint(np.asarray(w, np.float64) / scale)
+    errors = np.square(w - _clipped(q, bits) * scale)
+    beyond = np.abs(q) > _largest(bits)
+    return errors[beyond].sum() / w.size, errors[~beyond].sum() / w.size
 
 
 def _errors_with(change):
@@ -647,6 +658,12 @@ TRADE = Task(
                     rounding * w.size / max(1, (~beyond).sum()),
                 )
             ),
+        ),
+        Mistake(
+            "judged by integers",
+            "You counted a weight as clipped when its integer left the grid. Less than half a step beyond the limit it rounds "
+            "to the last integer, and is clipped all the same: compare the weight itself with the limit.",
+            _two_errors_by_integers,
         ),
         Mistake(
             "total for a part",

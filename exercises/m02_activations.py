@@ -64,7 +64,7 @@ TO_REAL = Task(
         Kind("signed", "int8 integers, with a zero point of either sign", _codes_signed, count=4, public=2),
     ),
     oracle=_by_fractions,
-    judge=Close(1e-6),
+    judge=Close(1e-6, 1e-5),  # 1/400 of the finest step: room for S q - S Z in float32
     mistakes=(
         Mistake(
             "the zero point outside",
@@ -326,7 +326,7 @@ def _tied_zero_point(rng, number):
 
 
 def _equal_arms(rng, number):
-    arm = [1.0, 1.5, 3.0, 0.6, 0.7, 5.0][number % 6]
+    arm = [1.0, 1.5, 0.6, 3.0, 0.7, 5.0][number % 6]
     return {"low": -arm, "high": arm, "bits": 8}
 
 
@@ -344,11 +344,12 @@ def _affine_wrongly(
     steps=None,
     nearest=np.rint,
     single=np.float32,
+    quotient=lambda length, steps: length / steps,
     wish=lambda low, high, scale: -low / scale,
 ):
     if widen:
         low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(single((high - low) / (2**bits - 1 if steps is None else steps(bits))))
+    scale = float(single(quotient(high - low, 2**bits - 1 if steps is None else steps(bits))))
     return scale, int(nearest(wish(low, high, scale)))
 
 
@@ -409,6 +410,14 @@ AFFINE = Task(
             "the rounded S "
             "in the second half of eq. 5, as the engine will.",
             lambda low, high, bits: _affine_wrongly(low, high, bits, single=float),
+        ),
+        Mistake(
+            "rounded twice",
+            "Your interval was rounded to float32 before it was divided, and the quotient once more. Divide in float64, and "
+            "round the quotient alone.",
+            lambda low, high, bits: _affine_wrongly(
+                low, high, bits, quotient=lambda length, steps: np.float32(length) / np.float32(steps)
+            ),
         ),
         Mistake(
             "second half in float32",
@@ -797,6 +806,19 @@ def _tied_layer(rng, number):
     return {"x": x, "weight": weight} | scales
 
 
+def _close_calls(rng, number):
+    """In the first row every product is a millionth away from a half, on the side from which float32 easily falls off."""
+    zero_out = int(rng.integers(110, 140))
+    while True:
+        case = _layer(rng, inputs=6, outputs=5, rows=(2,), zero_out=zero_out)
+        sums = (case["x"].astype(np.int64) - case["zero_in"]) @ case["weight"].astype(np.int64).T
+        whole = rng.integers(20, 60, 5)
+        product = np.sign(sums[0]) * (whole + 0.5 + np.where(whole % 2 == 0, 1e-6, -1e-6))
+        s_w = product / np.where(sums[0] == 0, 1, sums[0]) * case["s_y"] / case["s_x"]
+        if np.all(sums[0] != 0) and np.all(np.abs((sums[1] * (s_w * case["s_x"] / case["s_y"])) % 1 - 0.5) > 1e-3):
+            return case | {"s_w": s_w}
+
+
 class _Exact:
     """A stand-in for labkit's requantizer that rounds fractions; channels run along ``axis`` as there."""
 
@@ -843,6 +865,13 @@ def _linear_wrongly(
     return _requantized(acc, factor(s_w, s_x, s_y), zero_out, lowest(relu, zero_out), 255)
 
 
+def _linear_in_reals(x, weight, s_w, s_x, s_y, zero_in, zero_out, relu):
+    real_x = np.float32(s_x) * (x.astype(np.float32) - np.float32(zero_in))
+    real_w = weight * np.reshape(s_w, (-1, 1)).astype(np.float32)
+    rounded = np.rint(real_x @ real_w.T / np.float32(s_y))
+    return np.clip(rounded + zero_out, zero_out if relu else 0, 255).astype(np.int64)
+
+
 def _linear_mistake(name, hint, **changes):
     return Mistake(name, hint, lambda **inputs: _linear_wrongly(**inputs, **changes))
 
@@ -871,6 +900,13 @@ LINEAR = Task(
             public=2,
         ),
         Kind("ties", "scales that are powers of two, so that halves occur", _tied_layer, count=3, public=1),
+        Kind(
+            "close calls",
+            "products a millionth away from a half, which float32 takes for a half or puts on its other side",
+            _close_calls,
+            count=3,
+            public=1,
+        ),
     ),
     oracle=_linear_by_reference,
     judge=Exact(),
@@ -911,6 +947,12 @@ LINEAR = Task(
             "no output scale",
             "Your multiplier is S_w S_x, which gives real numbers. In integers of the output they are S_y apart.",
             factor=lambda s_w, s_x, s_y: s_w * s_x,
+        ),
+        Mistake(
+            "in real numbers",
+            "You went back to real numbers, or to float32, before the sum was rounded. Keep the sum an integer, which is exact, "
+            "and multiply it by M once, in float64.",
+            _linear_in_reals,
         ),
     ),
     library="labkit.kernels.reference.linear",

@@ -357,6 +357,13 @@ def _bound_wrongly(
     return total(weight.reshape(len(weight), -1).astype(kind)).astype(np.int64) * reach(zero_in) + beside(bias)
 
 
+def _reachable(weight, bias, zero_in):
+    rows = weight.reshape(len(weight), -1).astype(np.int64)
+    above, below = np.maximum(rows, 0).sum(axis=1), np.maximum(-rows, 0).sum(axis=1)
+    up, down = 255 - zero_in, zero_in
+    return np.maximum(above * up + below * down, below * up + above * down) + np.abs(bias)
+
+
 def _bound_mistake(name, hint, **changes):
     return Mistake(name, hint, lambda **inputs: _bound_wrongly(**inputs, **changes))
 
@@ -399,6 +406,12 @@ BOUND = Task(
             "upper end alone",
             "You looked at 255 - Z alone. Below the zero point the input reaches as far as Z.",
             reach=lambda z: 255 - z,
+        ),
+        Mistake(
+            "closer than eq. 9",
+            "This is what a sum can really reach, which is less than eq. 9 allows for. Its bound is simpler: every weight meets "
+            "the input farthest from Z, whatever its sign.",
+            _reachable,
         ),
         _bound_mistake("no bias", "The bias is a part of the sum.", beside=np.zeros_like),
         _bound_mistake(
@@ -564,6 +577,13 @@ def _partly_small(rng, number):
     return case
 
 
+def _gain_against_weights(rng, number):
+    case = _with_gains(rng, np.roll([2.0**-103, -(2.0**-90), 1.0], number).tolist())
+    case["weight"][number % 3] = rng.uniform(9, 40, 3)  # times its gain above 2**-100
+    case["weight"][(number + 1) % 3] *= 2.0**-14  # times its gain below it
+    return case
+
+
 def _at_the_threshold(rng, number):
     gains = [2.0**-100, 2.0**-100 * (1 - 2.0**-20), -(2.0**-100), -(2.0**-101), 2.0**-99]
     weight = rng.uniform(-0.9, 0.9, (5, 2)).astype(np.float32)
@@ -601,6 +621,13 @@ VANISHED = Task(
             public=1,
         ),
         Kind(
+            "gain against weights",
+            "a very small gain on large weights, and a larger gain on very small weights",
+            _gain_against_weights,
+            count=3,
+            public=1,
+        ),
+        Kind(
             "threshold",
             "largest weights of exactly 2**-100 after folding, and just below",
             _at_the_threshold,
@@ -622,6 +649,11 @@ VANISHED = Task(
             "You named channels in which some weights are still there. A channel has vanished when all of them are "
             "below 2**-100.",
             lambda weight, gain: _channels(weight, gain, lambda w, f: np.abs(f).min() < 2.0**-100 and w.any()),
+        ),
+        Mistake(
+            "the gain alone",
+            "You looked at the gain alone. What has to be small is its product with the weights.",
+            lambda weight, gain: [c for c in range(len(gain)) if abs(gain[c]) < 2.0**-100 and weight[c].any()],
         ),
         Mistake(
             "without magnitude",

@@ -141,7 +141,7 @@ def _tie_of_mantissa(rng, number):
 
 
 def _carry(rng, number):
-    power = [0, -3, 7, -31, -9][number % 5]
+    power = [0, -32, 7, -3, -9][number % 5]  # at -32 only the carry keeps the exponent at -31
     return {"M": float(math.ldexp(1 - 2.0 ** -int(rng.integers(33, 52)), power))}
 
 
@@ -177,7 +177,13 @@ FIXED_POINT = Task(
         Kind(
             "ties", "multipliers whose mantissa lies exactly between two integers", _tie_of_mantissa, count=5, public=2
         ),
-        Kind("carry", "multipliers a hair below a power of two, whose mantissa rounds up to 2**31", _carry, count=5),
+        Kind(
+            "carry",
+            "multipliers a hair below a power of two, whose mantissa rounds up to 2**31",
+            _carry,
+            count=5,
+            public=2,
+        ),
         Kind("tiny", "multipliers about 2**-32, below which everything rounds to 0", _vanishing, count=4, public=2),
     ),
     oracle=_fixed_point,
@@ -202,6 +208,11 @@ FIXED_POINT = Task(
             "tiny ones kept",
             "Your exponent went below -31. Such a multiplier is replaced by mantissa 0 and exponent 0.",
             lambda M: _plain_fixed_point(M, vanish=False),
+        ),
+        Mistake(
+            "looks before the carry",
+            "You looked at the exponent before the carry. The carry may lift it to -31, and then the multiplier is not 0.",
+            lambda M: (0, 0) if math.frexp(M)[1] < -31 else _plain_fixed_point(M),
         ),
         Mistake(
             "thirty bits",
@@ -250,6 +261,15 @@ def _largest(rng, number):
     }
 
 
+def _beside_a_tie(rng, number):
+    """Sums for which a m lies by one below a tie (and by one above, for those of the other sign)."""
+    mantissa = int(rng.integers(2**29, 2**30)) * 2 + 1
+    below = (2**30 - 1) * pow(mantissa, -1, 2**31) % 2**31
+    other = (2**30 - 1 - 2**20 * int(rng.integers(1, 400))) * pow(mantissa, -1, 2**31) % 2**31
+    a = np.array([below, -below, below - 2**31, other, -other], np.int64).astype(np.int32)
+    return {"a": a, "mantissa": mantissa, "exponent": 0}
+
+
 def _single(a, mantissa, exponent):
     def one(value, m, e):
         return math.floor(Fraction(int(value) * int(m), 2 ** (31 - int(e))) + Fraction(1, 2))
@@ -281,6 +301,7 @@ SINGLE = Task(
         Kind("ties", "products that lie exactly between two integers, of both signs", _tied, count=6, public=3),
         Kind("channels", "one multiplier for each column", _by_channel, count=3, public=1),
         Kind("large sums", "sums up to both ends of int32", _largest, count=3, public=1),
+        Kind("beside a tie", "large sums whose product misses a tie by its last bit", _beside_a_tie, count=3),
     ),
     oracle=_single,
     judge=Exact(),
@@ -307,6 +328,11 @@ SINGLE = Task(
                 ((a * np.asarray(mantissa, np.int32)).astype(np.int64) + (1 << (30 - np.asarray(exponent, np.int64))))
                 >> (31 - np.asarray(exponent, np.int64))
             ),
+        ),
+        Mistake(
+            "product in float64",
+            "A product of 62 bits does not fit the 53 bits of a float64: one that lay just below a tie was rounded up to it.",
+            lambda a, mantissa, exponent: np.floor(_real_product(a, mantissa, exponent) + 0.5).astype(np.int64),
         ),
     ),
     library="labkit.arithmetic.requantize.scale_and_round",
@@ -548,13 +574,7 @@ _IMAGES = [
 
 
 def _conv_case(rng, number, stride=1, padding=0):
-    shapes = [
-        ((1, 2, 4, 5), (2, 2, 3, 2)),
-        ((2, 1, 5, 3), (3, 1, 2, 3)),
-        ((1, 3, 3, 3), (1, 3, 1, 1)),
-        ((1, 1, 3, 6), (2, 1, 3, 4)),
-    ]
-    image, kernel = shapes[number % len(shapes)]
+    image, kernel = _IMAGES[number % len(_IMAGES)]
     return {
         "x": rng.integers(0, 256, image).astype(np.uint8),
         "weight": rng.integers(-127, 128, kernel).astype(np.int8),
@@ -796,6 +816,11 @@ PACK = Task(
             lambda values: _bytes_of(_spilt(values)),
         ),
         Mistake(
+            "signed bytes",
+            "Your bits are right, but they stand in int8, where the byte 241 reads as -15. The bytes are to be uint8.",
+            lambda values: library_pack(values).view(np.int8),
+        ),
+        Mistake(
             "adds 8",
             "You stored v + 8. The halves are two's complement: -1 is the half-byte 15, and 0 stays 0.",
             lambda values: _bytes_of([int(v) + 8 for v in values.ravel()] + [0] * (values.size % 2)),
@@ -859,6 +884,11 @@ UNPACK = Task(
             "unsigned",
             "Your integers run from 0 to 15. The upper eight half-bytes stand for negative numbers.",
             lambda packed, count: _halves_of(packed)[:count],
+        ),
+        Mistake(
+            "wraps in uint8",
+            "uint8 knows no negative numbers: -1 came out as 255. Make the half-bytes signed before you subtract.",
+            lambda packed, count: library_unpack(packed, (count,), signed=True).astype(np.uint8),
         ),
         Mistake(
             "takes 8 off",

@@ -304,6 +304,8 @@ def _wild_row(rng, number):
     case = _wild(rng, 1, [7, 5, 6, 8][number % 4])
     losses = case["losses"][0]
     losses[0] = 50.0 if number % 2 else losses[0]
+    if number % 3 == 2:  # the least loss twice
+        losses[-1] = losses.min()
     return {"losses": losses, "costs": case["costs"][0]}
 
 
@@ -319,6 +321,7 @@ def _bottom_row(rng, number):
     choices = [4, 2, 3][number % 3]
     case = _rough(rng, 1, choices)
     losses = np.sort(case["losses"][0])  # the cheapest is the best already
+    losses[1] = losses[0] if number == 1 else losses[1]  # and another one as good
     return {"losses": losses, "costs": case["costs"][0]}
 
 
@@ -350,6 +353,12 @@ def _nearest_of_equal(losses, costs):
     return found
 
 
+def _to_the_last_of_equals(losses, costs):
+    found = _hull(losses, costs)
+    last = len(losses) - 1 - int(np.argmin(losses[::-1]))
+    return found if last == found[-1] else [*found, last]
+
+
 HULL = Task(
     name="m07.q3",
     title="The lower convex hull",
@@ -359,7 +368,7 @@ HULL = Task(
     source="docs/allocation.md, The greedy, and when it fails; Kellerer, Pferschy and Pisinger 2004, chapter 11",
     kinds=(
         Kind("typical", "losses that fall from choice to choice", _row, count=6, public=2),
-        Kind("more bits, more loss", "losses that do not always fall", _wild_row, count=6, public=2),
+        Kind("more bits, more loss", "losses that do not always fall", _wild_row, count=6, public=3),
         Kind("straight", "several choices on one straight line", _straight_row, count=4, public=2),
         Kind("nothing to gain", "a cheapest choice that is the best already", _bottom_row, count=3),
     ),
@@ -385,6 +394,11 @@ HULL = Task(
             "stops in between",
             "Of several choices on one straight line you took the nearest. Only the far end is a corner of the hull.",
             _nearest_of_equal,
+        ),
+        Mistake(
+            "last of equals",
+            "You went on from the least loss to a choice that costs more and loses the same. Nobody would pay for that.",
+            _to_the_last_of_equals,
         ),
     ),
     library="labkit.allocation.hull.hull_steps",
@@ -683,20 +697,25 @@ TRAP = Task(
 # --- m07.q9: every budget at once -------------------------------------------------------------------------------------
 
 
+def _sixteenths(losses):
+    """``losses`` in sixteenths, whose sums are exact in any order, so that equal totals are equal."""
+    return np.round(16 * losses) / 16
+
+
 def _front_case(rng, number):
     case = (_net, _rough)[number % 2](rng, *_SHAPES[number % len(_SHAPES)])
-    return {"losses": case["losses"], "costs": case["costs"]}
+    return {"losses": _sixteenths(case["losses"]), "costs": case["costs"]}
 
 
 def _wild_front(rng, number):
     case = _wild(rng, *_SHAPES[(number + 1) % len(_SHAPES)])
-    return {"losses": case["losses"], "costs": case["costs"]}
+    return {"losses": _sixteenths(case["losses"]), "costs": case["costs"]}
 
 
 def _equal_costs(rng, number):
     """Layers of one size: many plans have the same cost."""
     layers, choices = [(3, 3), (4, 2), (2, 4)][number % 3]
-    losses = np.round(rng.uniform(0, 50, (layers, choices)), 3)
+    losses = _sixteenths(rng.uniform(0, 50, (layers, choices)))
     return {"losses": losses, "costs": np.tile(7 * np.arange(1, choices + 1), (layers, 1))}
 
 

@@ -469,7 +469,7 @@ START = Task(
     oracle=lambda real: relaxation.initial_variables(np.atleast_2d(real), _grid(len(np.atleast_2d(real)))).reshape(
         real.shape
     ),
-    judge=Close(1e-6, 1e-6),
+    judge=Close(1e-5, 1e-5),
     mistakes=(
         Mistake(
             "inverse of the plain sigmoid",

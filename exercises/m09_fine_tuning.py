@@ -210,6 +210,17 @@ def _moves_the_rounded(w, x, target, scale, low, high, rate):
     return loss, moved - w + scale * np.clip(np.rint(w / scale), low, high)
 
 
+def _clamps_first(w, x, target, scale, low, high, rate):
+    loss, moved = _step(w, x, target, scale, low, high, rate, clipped=False)
+    return loss, np.where((w / scale >= low) & (w / scale <= high), moved, w)
+
+
+def _over_images(w, x, target, scale, low, high, rate):
+    outputs = target.shape[1]
+    loss, moved = _step(w, x, target, scale, low, high, rate * outputs)
+    return outputs * loss, moved
+
+
 def _float_forward(w, x, target, scale, low, high, rate):
     miss = x @ w.T - target
     return (miss**2).mean(), w - rate * 2 * miss.T @ x / miss.size
@@ -251,6 +262,16 @@ STEP = Task(
             "clipped weights move",
             "Clipped weights moved as well. Let the gradient pass the rounding, and let the clamp stop it.",
             lambda **inputs: _step(**inputs, clipped=False),
+        ),
+        Mistake(
+            "clamps first",
+            "You clamped before you rounded. A weight a little beyond the last level still rounds to it; its gradient was lost.",
+            _clamps_first,
+        ),
+        Mistake(
+            "sums over outputs",
+            "You took the mean over the images only. The loss is the mean of all squares, those of every output.",
+            lambda **inputs: _over_images(**inputs),
         ),
         Mistake(
             "never rounds",
@@ -414,12 +435,17 @@ RANGE = Task(
 
 
 def _range_and_step(rng, number):
-    low, high = -rng.uniform(0.2, 3), rng.uniform(0.5, 6)
+    bits, fraction = [4, 8, 2, 3, 6, 5][number % 6], 0.5
+    while (
+        abs(fraction - 0.5) < 1e-3
+    ):  # a tie would depend on whether the scale is a float32; they have a kind of their own
+        low, high = round(-rng.uniform(0.2, 3), 3), round(rng.uniform(0.5, 6), 3)
+        fraction = low / (high - low) * (2**bits - 1) % 1
     delay = [10, 4, 0, 25][number % 4]
     step = delay + [-1, 0, 1, -3, 7][number % 5]
     return {
-        "average": (round(low, 3), round(high, 3)),
-        "bits": [4, 8, 2, 3, 6, 5][number % 6],
+        "average": (low, high),
+        "bits": bits,
         "step": max(0, step),
         "delay": delay,
     }
@@ -717,9 +743,10 @@ def _sums(rng, number):
 
 def _dead(rng, number):
     inputs = _sums(rng, number)
-    factor = inputs["factor"].copy()
-    factor[number % len(factor)] = 0
-    return inputs | {"factor": factor}
+    factor, sums = inputs["factor"].copy(), inputs["sums"].copy()
+    dead = number % len(factor)
+    factor[dead], sums[:, dead] = 0, 0
+    return inputs | {"factor": factor, "sums": sums}
 
 
 def _by_batch_norm(sums, factor, mean, variance, momentum):

@@ -57,7 +57,7 @@ plt.show()
 
 # %%
 def normalise(pixels):
-    """Pixels 0..255 as real numbers in [-1, 1]: 0 becomes -1, 255 becomes 1, with a straight line between them.
+    """Pixels as real numbers in [-1, 1]: 0 becomes -1, 255 becomes 1, on a straight line between them.
 
     pixels: uint8 array of any shape
     Returns real numbers of the same shape (float32).
@@ -219,7 +219,8 @@ def accuracy(logits, labels):
     """The top-1 accuracy and its standard error, both in per cent.
 
     logits: float32 array [N, K], N >= 1; labels: integer array [N], each in 0..K - 1
-    Returns (accuracy, standard error), real numbers from 0 to 100. Of equally large logits the first is the predicted class.
+    Returns (accuracy, standard error), real numbers from 0 to 100. Of equally large logits the first is
+    the predicted class.
     """
     ### BEGIN SOLUTION
     right = np.mean(logits.argmax(axis=1) == labels)
@@ -300,7 +301,8 @@ def convolution_costs(image, outputs, kernel, stride, padding):
     """Weights and multiply-accumulates of a convolution without bias, for one image.
 
     image: (channels, height, width) of the input; outputs: number of output channels
-    kernel: side of the square window; stride: by how many pixels it moves; padding: pixels put on each of the four sides
+    kernel: side of the square window; stride: by how many pixels it moves; padding: pixels put on each
+      of the four sides
     Returns (weights, MACs, (outputs, H', W')), all integers; the last is the shape of the output.
     """
     ### BEGIN SOLUTION
@@ -400,8 +402,8 @@ def network_bytes(counts, bits):
     """Bytes of the weights of a network.
 
     counts: list with the number of weights of each layer
-    bits: list with the bits of a weight in each layer: 1 to 4 (two weights to a byte, rounded up to whole bytes in each
-      layer), 5 to 8 (a byte each) or 32 (four bytes each)
+    bits: list with the bits of a weight in each layer: 1 to 4 (two weights to a byte, rounded up to
+      whole bytes in each layer), 5 to 8 (a byte each) or 32 (four bytes each)
     Returns an integer.
     """
     ### BEGIN SOLUTION
@@ -435,7 +437,8 @@ for name, widths in {
         m * w * (32 if w == 32 else 8) for (_, m, _), w in zip(counts.values(), widths, strict=True)
     )
     print(
-        f"{name:17} {size:9,} {size / network_bytes(numbers, [32] * 5):11.1%} {work / 1e6:18,.0f} million"
+        f"{name:17} {size:9,} {size / network_bytes(numbers, [32] * 5):11.1%}"
+        f" {work / 1e6:18,.0f} million"
     )
 
 # %% [markdown]
@@ -497,9 +500,8 @@ trace = net.trace(x[:1])  # the integers that every layer puts out
 before, after = trace["conv1"], trace["pool1"]
 pooled = max_pool(before, 2)
 print(f"after conv1: {before.dtype} {before.shape}, {before.min()} to {before.max()}")
-print(
-    f"after pool1: {after.dtype} {after.shape}; your function gives the same integers: {np.array_equal(pooled, after)}"
-)
+print(f"after pool1: {after.dtype} {after.shape}")
+print("your function gives the same integers:", np.array_equal(pooled, after))
 
 busiest = int(before[0].std(axis=(1, 2)).argmax())
 figure, axes = plt.subplots(1, 3, figsize=(9, 3))
@@ -591,18 +593,18 @@ show_accuracy(
 
 # %%
 def paired_change(logits, others, labels):
-    """How the accuracy changes from one network to another over the same images, and its standard error.
+    """How the accuracy changes from one network to another, and the standard error of the change.
 
-    logits, others: float32 arrays [N, K], of the first and of the second network; labels: integer array [N]
-    Returns (change, standard error) in percentage points: accuracy of the second less that of the first, and
-    100 sqrt(b + c) / N, where exactly one of the two is right about b + c images.
+    logits, others: float32 arrays [N, K], of the first and of the second network, for the same images
+    labels: integer array [N]
+    Returns (change, standard error) in percentage points: accuracy of the second less that of the
+    first, and 100 sqrt(b + c) / N, where exactly one of the two is right about b + c images.
     """
     ### BEGIN SOLUTION
     first = logits.argmax(axis=1) == labels
     second = others.argmax(axis=1) == labels
-    return 100 * (second.mean() - first.mean()), 100 * np.sqrt(np.sum(first != second)) / len(
-        labels
-    )
+    change = 100 * (second.mean() - first.mean())
+    return change, 100 * np.sqrt(np.sum(first != second)) / len(labels)
     ### END SOLUTION
 
 
@@ -615,7 +617,8 @@ for weights in (8, 4, 3, 2):
     change, error = paired_change(logits, quantized.run(x), labels)
     alone = accuracy(quantized.run(x), labels)
     print(
-        f"weights of {weights} bits: {alone[0]:5.1f} % ± {alone[1]:.1f}; change against float {change:+5.1f} ± {error:.1f} points"
+        f"weights of {weights} bits: {alone[0]:5.1f} % ± {alone[1]:.1f};"
+        f" change against float {change:+5.1f} ± {error:.1f} points"
     )
 
 # %% [markdown]

@@ -66,8 +66,9 @@ def weight_ranges(w):
     """The actual range and the 3-sigma range of a layer's weights.
 
     w: float32 array of any shape
-    Returns ((low, high), (mean - 3 sigma, mean + 3 sigma)), real numbers. sigma is the standard deviation of these very weights:
-    the root of the mean squared distance from their mean.
+    Returns ((low, high), (mean - 3 sigma, mean + 3 sigma)), real numbers
+    sigma is the standard deviation of these very weights: the root of the mean squared distance from
+    their mean.
     """
     ### BEGIN SOLUTION
     mean, sigma = w.mean(), w.std()
@@ -88,7 +89,8 @@ for place, (name, w) in zip(axes, weights.items(), strict=True):
     (low, high), (left, right) = weight_ranges(w)
     beyond = np.mean((w < left) | (w > right))
     print(
-        f"{name:6} [{low:8.4f}, {high:7.4f}]  [{left:8.4f}, {right:7.4f}] {(right - left) / (high - low):12.0%} {beyond:17.2%}"
+        f"{name:6} [{low:8.4f}, {high:7.4f}]  [{left:8.4f}, {right:7.4f}]"
+        f" {(right - left) / (high - low):12.0%} {beyond:17.2%}"
     )
     place.hist(w.ravel(), bins=60, color=BLUE)
     for end in (low, high):
@@ -138,7 +140,7 @@ plt.show()
 
 # %%
 def symmetric_scale(w, bits):
-    """The step S of a narrow symmetric grid, so that the largest magnitude falls on the largest integer (eq. 4).
+    """The step S of a narrow grid whose largest integer stands for the largest magnitude (eq. 4).
 
     w: float32 array of any shape, not all zeros; bits: 2 to 8
     Returns a positive number.
@@ -231,17 +233,17 @@ report = [  # kind, layer, actual range, 3-sigma range, what the report says of 
     ("activations", "fc3", (-8.8538, 13.0640), (-8.2897, 8.2521), "smaller"),
 ]
 print(
-    "                     3-sigma range    ratio of            |max|/127   implied   implied   farthest value,"
+    "                   3-sigma range   ratio of        |max|/127  implied  implied  farthest value,"
 )
 print(
-    "                     is said to be     widths    holds     reaches      mean     sigma    sigma from the mean"
+    "                   is said to be     widths  holds   reaches     mean    sigma  sigma from mean"
 )
 for kind, layer, actual, three_sigma, said in report:
     found = audit(actual, three_sigma, said)
     far = max(actual[1] - found["mean"], found["mean"] - actual[0]) / found["sigma"]
     print(
-        f"{kind:11} {layer:6} {said:>12} {found['ratio']:14.0%} {found['holds']!s:>8} {found['reaches']:11.1f}"
-        f" {found['mean']:10.3f} {found['sigma']:9.3f} {far:10.1f}"
+        f"{kind:11} {layer:6} {said:>12} {found['ratio']:12.0%} {found['holds']!s:>6}"
+        f" {found['reaches']:9.1f} {found['mean']:8.3f} {found['sigma']:8.3f} {far:10.1f}"
     )
 
 # %%
@@ -335,7 +337,8 @@ print(
 
 # %%
 def to_integers(w, scale, bits):
-    """Weights as integers: divided by the scale, rounded to nearest with ties to even, clipped to the narrow grid (eq. 2).
+    """Weights as integers: divided by the scale, rounded to nearest with ties to even, and clipped to
+    the narrow grid (eq. 2).
 
     w: float array of any shape; scale: a positive number; bits: 2 to 8
     Returns integers of the shape of w (dtype int8), each in [-(2**(bits-1) - 1), 2**(bits-1) - 1].
@@ -415,7 +418,8 @@ def to_reals(q, scale):
     """What integers stand for: q times its scale (eq. 1 with zero point 0).
 
     q: int8 array [O, ...], one axis or more
-    scale: a positive number for the whole array, or a float32 array [O] with one scale for each index of the first axis of q
+    scale: a positive number for the whole array, or a float32 array [O] with one scale for each index
+      of the first axis of q
     Returns real numbers of the shape of q.
     """
     ### BEGIN SOLUTION
@@ -542,8 +546,9 @@ def quantize_layer(w, bits):
     """A layer's integers with a scale for each output channel (eqs. 2 and 4, channel by channel).
 
     w: float32 array [O, ...] with two axes or more; bits: 2 to 8
-    Returns (q, scales): integers of the shape of w on the narrow grid, rounded to nearest with ties to even; and real
-    numbers [O], max|w| of the channel over the largest integer, or 1 for a channel of zeros.
+    Returns (q, scales): integers of the shape of w on the narrow grid, rounded to nearest with ties to
+    even; and real numbers [O], max|w| of the channel over the largest integer, or 1 for a channel of
+    zeros.
     """
     ### BEGIN SOLUTION
     peaks = np.abs(w).max(axis=tuple(range(1, w.ndim)))
@@ -612,9 +617,10 @@ print("restored  ", dequantize(quantize(few, line, grid), line, grid))
 def clipping_and_rounding(w, limit, bits):
     """The two parts of the mean squared error of weights on a narrow grid that ends at a limit.
 
-    w: float32 array of any shape; limit: a positive number, the largest integer stands for it; bits: 2 to 8
-    Returns (clipping, rounding): the squared errors of the weights with |w| > limit, and those of the others, both
-    summed up and divided by the number of all weights.
+    w: float32 array of any shape; bits: 2 to 8
+    limit: a positive number, which the largest integer stands for
+    Returns (clipping, rounding): the squared errors of the weights with |w| > limit, and those of the
+    others, both summed up and divided by the number of all weights.
     """
     ### BEGIN SOLUTION
     scale = limit / (2 ** (bits - 1) - 1)
@@ -703,7 +709,8 @@ check("m01.e3")
 def fitted_scale(w, scale, bits):
     """The scale at rest: the least-squares scale of the integers that it itself gives.
 
-    w: float64 array [n]; scale: where to begin, a positive number with which not all integers are 0; bits: 2 to 8
+    w: float64 array [n]; bits: 2 to 8
+    scale: where to begin, a positive number with which not all integers are 0
     Integers are rounded to nearest, ties to even, and clipped to the narrow grid (eq. 2).
     Returns a positive number.
     """
@@ -726,9 +733,8 @@ print("SQNR in dB at 3 bits     largest magnitude    fitted scale")
 for name, w in weights.items():
     flat, first = w.ravel().astype(float), symmetric_scale(w, 3)
     fitted = fitted_scale(flat, first, 3)
-    print(
-        f"{name:12} {by_layer[name][1]:24.1f} {sqnr(flat, to_reals(to_integers(flat, fitted, 3), fitted)):17.1f}"
-    )
+    restored = to_reals(to_integers(flat, fitted, 3), fitted)
+    print(f"{name:12} {by_layer[name][1]:24.1f} {sqnr(flat, restored):17.1f}")
 
 # %% [markdown]
 # ## 8 Your integers in the network
@@ -786,7 +792,8 @@ for bits in (8, 4, 3):
     ]
     differ = sum(np.count_nonzero(a != b) for a, b in pairs)
     print(
-        f"{bits} bits: {differ} of {sum(a.size for a, _ in pairs):,} integers differ; logits of 100 images equal: {same}"
+        f"{bits} bits: {differ} of {sum(a.size for a, _ in pairs):,} integers differ;"
+        f" logits of 100 images equal: {same}"
     )
 
 
@@ -825,7 +832,7 @@ place.set(
     ylim=(0, 100),
 )
 place.invert_xaxis()
-place.legend(fontsize=9)
+place.legend(fontsize=9, loc="lower left")
 plt.show()
 
 # %% [markdown]

@@ -58,7 +58,8 @@ print(data.reason)
 def to_real(q, scale, zero_point):
     """The real numbers that integers stand for (eq. 1).
 
-    q: array of any shape, uint8 or int8; scale: positive float; zero_point: int of the same grid (0 to 255, or -128 to 127)
+    q: array of any shape, uint8 or int8; scale: positive float
+    zero_point: int of the grid of q (0 to 255, or -128 to 127)
     Returns a float array of the shape of q.
     """
     ### BEGIN SOLUTION
@@ -110,7 +111,8 @@ def activation_ranges(module, names, batches):
     """The lowest and the highest output of some layers of a network over all batches.
 
     module: a torch module; names: names of some of its layers; batches: list of float32 arrays [N, ...]
-    Returns a dict: by name, (low, high), two floats, over all outputs of that layer for all images of all batches.
+    Returns a dict: by name, (low, high), two floats, over all outputs of that layer for all images of
+    all batches.
     """
     ranges = {}
 
@@ -194,13 +196,16 @@ plt.show()
 # range have **in common**.
 #
 # ### {{m02.q3}}
+#
+# Write `useful_range`, for values with negative numbers among them and without.
 
 
 # %%
 def useful_range(values):
     """The part that the 3-sigma range of values and their actual range have in common.
 
-    values: float32 array of any shape, not all equal; sigma is the standard deviation of all values (divide by n)
+    values: float32 array of any shape, not all equal
+    sigma is the standard deviation of all values (divide by n).
     Returns (low, high), two real numbers.
     """
     ### BEGIN SOLUTION
@@ -273,12 +278,15 @@ check("m02.e1")
 #
 # $\mathrm{fl}_{32}$ is one rounding to float32, the type in which the engine will keep $S$, and it is the **rounded** $S$
 # that stands in the second half. $\mathrm{RNE}$ rounds to the nearest integer, and a tie (exactly one half) to the even one:
-# 2.5 to 2, 3.5 to 4. That is what `np.rint` and `torch.round` do.
+# 2.5 to 2, 3.5 to 4. That is what `np.rint` and `torch.round` do. (docs/arithmetic.md also clips $Z$ to the grid. Since the
+# interval holds 0, it lies there anyway.)
 #
 # *Example.* $[-1, 2]$ at 8 bits: $S = 3/255 = 0.01176$, and $1/S = 85$ steps lie below 0, so $Z = 85$. For $[0.5, 2]$ the
 # interval becomes $[0, 2]$: $S = 2/255$, $Z = 0$.
 #
 # ### {{m02.q4}}
+#
+# Write `affine_params`. The last digits decide here, as you will see, so mind the types.
 
 
 # %%
@@ -286,8 +294,8 @@ def affine_params(low, high, bits):
     """Scale and zero point of the grid 0 .. 2**bits - 1 for the real interval [low, high] (eq. 5).
 
     low, high: floats, low < high; the interval need not hold 0; bits: 2 to 8
-    Returns (scale, zero_point): scale a float, rounded once to float32 (np.float32) from a quotient in float64;
-    zero_point an int, made with the rounded scale in float64, ties to even.
+    Returns (scale, zero_point): scale a float, rounded once to float32 (np.float32) from a quotient in
+    float64; zero_point an int, made with the rounded scale in float64, ties to even.
     """
     ### BEGIN SOLUTION
     low, high = min(low, 0.0), max(high, 0.0)
@@ -306,7 +314,8 @@ check("m02.q4")
 # %%
 scale, zero_point = affine_params(-1.0, 1.0, 8)
 print(
-    f"2 / 255 = {2 / 255:.12f}, as float32 {scale:.12f}; 1 / S = {1 / scale:.8f}; zero point {zero_point}"
+    f"2 / 255 = {2 / 255:.12f}, as float32 {scale:.12f}; 1 / S = {1 / scale:.8f};"
+    f" zero point {zero_point}"
 )
 
 # %% [markdown]
@@ -318,6 +327,8 @@ print(
 # $$q = \mathrm{clip}\bigl(\mathrm{RNE}(r / S) + Z,\; q_{\min},\; q_{\max}\bigr) \tag{2}$$
 #
 # ### {{m02.q5}}
+#
+# Write `affine_quantize`. The order of its steps is that of eq. 2.
 
 
 # %%
@@ -325,7 +336,8 @@ def affine_quantize(real, scale, zero_point, bits):
     """Real numbers as integers of the grid 0 .. 2**bits - 1 (eq. 2).
 
     real: float32 array of any shape; scale: positive float; zero_point: int of the grid; bits: 2 to 8
-    The quotient alone is rounded, ties to even; then the zero point is added; then the sum is clipped to the grid.
+    The quotient alone is rounded, ties to even; then the zero point is added; then the sum is clipped
+    to the grid.
     Returns a uint8 array of the shape of real.
     """
     ### BEGIN SOLUTION
@@ -438,10 +450,11 @@ play(
 def output_factors(n_in, n_w, largest):
     """The factor n_Out of each layer of a network, in the lab's notation (lab 4).
 
-    n_in: the factor of the network's input; n_w: list of floats, the factor n_W of each layer's weights;
+    n_in: float, the factor of the network's input
+    n_w: list of floats, the factor n_W of each layer's weights
     largest: list of floats as long, the largest |Out| of each layer in real units
-    Returns a list of floats: n_Out of each layer, such that its largest |Out| becomes 127 when the input of each layer is the
-    scaled output of the layer before it.
+    Returns a list of floats: n_Out of each layer, such that its largest |Out| becomes 127 when the
+    input of each layer is the scaled output of the layer before it.
     """
     ### BEGIN SOLUTION
     factors = []
@@ -510,15 +523,18 @@ check("m02.e2")
 # A rule for ties has to be named, or two programs will not agree. Here: the product is taken in float64, and ties go to even.
 #
 # ### {{m02.q7}}
+#
+# Write `requantize`, for one multiplier and for one for each channel.
 
 
 # %%
 def requantize(acc, multiplier, zero_point, low, high):
     """Integers of the output grid from exact sums (eq. 10).
 
-    acc: int32 array of any shape; multiplier: a float, or a float64 array with one for each index of the last axis of acc;
-    zero_point: int; low, high: ints, the clamp, 0 <= low <= high <= 255
-    The product is taken in float64 and rounded to nearest, ties to even; then the zero point is added, then the clamp applied.
+    acc: int32 array of any shape; zero_point: int; low, high: ints, the clamp, 0 <= low <= high <= 255
+    multiplier: a float, or a float64 array with one for each index of the last axis of acc
+    The product is taken in float64 and rounded to nearest, ties to even; then the zero point is added,
+    then the clamp applied.
     Returns a uint8 array of the shape of acc.
     """
     ### BEGIN SOLUTION
@@ -559,16 +575,18 @@ plt.show()
 #
 # ### {{m02.q8}}
 #
-# Your `requantize` is there to be called.
+# Write `quantized_linear`. Your `requantize` is there to be called.
 
 
 # %%
 def quantized_linear(x, weight, s_w, s_x, s_y, zero_in, zero_out, relu):
-    """A fully connected layer on integers (eqs. 7 and 10), requantized in float64 with ties to even.
+    """A fully connected layer on integers (eqs. 7 and 10): exact sums, then M in float64, ties to even.
 
-    x: uint8 [..., I], with scale s_x (float) and zero point zero_in; weight: int8 [O, I], zero point 0, with scale s_w, a float
-    or a float64 array [O]; s_y, zero_out: scale and zero point of the output; relu: whether a ReLU follows
-    Returns a uint8 array [..., O], clamped to 0 .. 255; a ReLU raises the lower end of the clamp to real 0.
+    x: uint8 [..., I], with scale s_x (a float) and zero point zero_in (an int)
+    weight: int8 [O, I], with scale s_w (a float, or a float64 array [O]) and zero point 0
+    s_y, zero_out: scale and zero point of the output; relu: whether a ReLU follows
+    Returns a uint8 array [..., O], clamped to 0 .. 255; a ReLU raises the lower end of the clamp to the
+    integer of real 0.
     """
     ### BEGIN SOLUTION
     acc = (x.astype(np.int64) - zero_in) @ weight.T
@@ -630,14 +648,17 @@ plt.show()
 
 # %%
 def patches(q, size):
-    """Every size x size window of images q [N, C, H, W] as a row: [N, H - size + 1, W - size + 1, C * size * size]."""
+    """Every size x size window of images q [N, C, H, W] as a row.
+
+    Returns an array [N, H - size + 1, W - size + 1, C * size * size].
+    """
     windows = np.lib.stride_tricks.sliding_window_view(q, (size, size), axis=(2, 3))
     n, _, h, w = windows.shape[:4]
     return windows.transpose(0, 2, 3, 1, 4, 5).reshape(n, h, w, -1)
 
 
 def max_pool(q):
-    """The largest of each 2 x 2 square of images q [N, C, H, W]; a last odd row or column is left out."""
+    """The largest of each 2 x 2 square of images q [N, C, H, W], without a last odd row or column."""
     n, c, h, w = q.shape
     return q[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, c, h // 2, 2, w // 2, 2).max(axis=(3, 5))
 
@@ -654,11 +675,15 @@ def max_pool(q):
 def integer_forward(q, scale, zero_point, layers):
     """The integers that leave a network, layer after layer (eqs. 7 and 10; ties to even).
 
-    q: uint8 [N, C, H, W] (or [N, I] where the first layer is linear), with scale (float) and zero_point (int)
-    layers: list of dicts. {"kind": "pool"} is max_pool. {"kind": "conv", "weight": int8 [O, C, k, k], ...} is a convolution with
-    stride 1 and no padding; its result is [N, O, H - k + 1, W - k + 1]. {"kind": "linear", "weight": int8 [O, I], ...} is a fully
-    connected layer, before which images are flattened to [N, I]. Both have "s_w" (float64 [O]), "s_y" (float),
-    "zero_out" (int) and "relu" (bool).
+    q: uint8 [N, C, H, W] (or [N, I] where the first layer is linear), with scale (a float) and
+      zero_point (an int)
+    layers: list of dicts
+      {"kind": "pool"}: max_pool
+      {"kind": "conv", "weight": int8 [O, C, k, k], ...}: a convolution with stride 1 and no padding;
+        its result is [N, O, H - k + 1, W - k + 1]
+      {"kind": "linear", "weight": int8 [O, I], ...}: a fully connected layer, before which images are
+        flattened to [N, I]
+      "..." stands for "s_w" (float64 [O]), "s_y" (float), "zero_out" (int) and "relu" (bool).
     Returns the uint8 array that the last layer gives.
     """
     ### BEGIN SOLUTION
@@ -721,9 +746,8 @@ with torch.no_grad():
 my_logits = to_real(q_logits, my_layers[-1]["s_y"], my_layers[-1]["zero_out"])
 print(f"float network: {100 * np.mean(float_logits.argmax(1) == y):.1f} % of {len(y)} test images")
 print(f"your integers: {100 * np.mean(my_logits.argmax(1) == y):.1f} %")
-print(
-    f"largest error of a logit: {np.abs(my_logits - float_logits).max():.2f}, one step is {my_layers[-1]['s_y']:.2f}"
-)
+worst = np.abs(my_logits - float_logits).max()
+print(f"largest error of a logit: {worst:.2f}, one step is {my_layers[-1]['s_y']:.2f}")
 
 # %%
 figure, place = plt.subplots(figsize=(4.2, 4))
@@ -764,9 +788,8 @@ mine = REFERENCE.with_override("linear", my_linear)
 # %%
 theirs, yours = net.trace(x), net.trace(x, kernels=mine)
 for name in ("fc1", "fc2", "fc3"):
-    print(
-        f"{name}: {np.count_nonzero(theirs[name] != yours[name])} of {theirs[name].size:,} integers differ"
-    )
+    differ = np.count_nonzero(theirs[name] != yours[name])
+    print(f"{name}: {differ} of {theirs[name].size:,} integers differ")
 print("the same logits, to the last bit:", np.array_equal(theirs["output"], yours["output"]))
 
 # %% [markdown]
@@ -803,7 +826,8 @@ def first_disagreement(multiplier):
     """The smallest accumulator on which the two rules differ.
 
     multiplier: positive float, exactly p / 2**k with integers p and k
-    Returns the smallest int a with 1 <= a <= 2**31 - 1 where floor(M a + 1/2) and RNE(M a) differ, M a exact; or None.
+    Returns the smallest int a with 1 <= a <= 2**31 - 1 where floor(M a + 1/2) and RNE(M a) differ, with
+    M a exact; or None.
     """
     ### BEGIN SOLUTION
     numerator, denominator = multiplier.as_integer_ratio()

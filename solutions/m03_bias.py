@@ -53,14 +53,18 @@ print("the ten numbers:", module.fc3.bias.detach().numpy().round(3))
 # out as the errors of many weights do, and $S_w S_x$ is so fine that rounding to it costs nothing.
 #
 # ### {{m03.q1}}
+#
+# Write `quantize_bias`, for one weight scale and for one for each channel.
 
 
 # %%
 def quantize_bias(bias, s_w, s_x):
     """The integers that are added to a layer's sums for its bias (eq. 8).
 
-    bias: float32 [O]; s_w: scale of the weights, a float or a float64 array [O]; s_x: scale of the input, a float
-    The quotient is taken in float64 (the integers may need 30 bits) and rounded to nearest, ties to even.
+    bias: float32 [O]; s_x: scale of the input, a float
+    s_w: scale of the weights, a float or a float64 array [O]
+    The quotient is taken in float64 (the integers may need 30 bits) and rounded to nearest, ties to
+    even.
     Returns an int32 array [O].
     """
     ### BEGIN SOLUTION
@@ -111,6 +115,7 @@ right.set_yscale("symlog", linthresh=1)
 right.set(
     title="The two biases",
     xlabel="output",
+    xticks=range(10),
     ylabel="magnitude of the integer, log scale",
     ylim=(0, 2e5),
 )
@@ -152,13 +157,17 @@ check("m03.e1")
 # by a fixed amount, the same for every image. Express it in steps $S_y$ of the output's grid.
 #
 # ### {{m03.q2}}
+#
+# Write `unscaled_error`. What is an integer in the sum worth, in real units?
 
 
 # %%
 def unscaled_error(bias, s_w, s_x, s_y):
-    """By how many steps of the output each channel is off when the bias is only rounded, ties to even, and not scaled.
+    """By how many steps of the output each channel is off when its bias is rounded, but not scaled.
 
-    bias: float32 [O]; s_w: float64 [O], scales of the weights; s_x, s_y: floats, scales of the input and of the output
+    bias: float32 [O]; s_w: float64 [O], scales of the weights
+    s_x, s_y: floats, scales of the input and of the output
+    The integer added to the sum is the bias rounded to nearest, ties to even.
     Returns a float array [O]: (real number that is added - bias) / s_y.
     """
     ### BEGIN SOLUTION
@@ -186,9 +195,8 @@ place.set(xticks=range(10), ylim=1.1 * max(1, np.abs(error).max()) * np.array([-
 place.legend(fontsize=9, ncols=2, loc="upper right")
 plt.show()
 correlation = np.corrcoef(error, -bias)[0, 1]
-print(
-    f"largest: {np.abs(error).max():.2f} steps of {s_y:.3f}; correlation with the bias itself: {correlation:.6f}"
-)
+print(f"largest: {np.abs(error).max():.2f} steps of {s_y:.3f}")
+print(f"correlation with the bias itself, sign turned: {correlation:.6f}")
 
 # %% [markdown]
 # An error of the same size in every image is worse than a random one: it favours the same wrong class again and again. What
@@ -224,9 +232,7 @@ print(f"largest difference of a logit: {difference:.1e}")
 
 camera_net = labkit.quantize(camera, np.rint((calibration + 1) * 127.5).astype(np.float32))
 _, input_params = camera_net.graph["x"].output.quantized
-print(
-    f"the input's scale is {input_params.scale}, its zero point {input_params.zero_point}: bytes are integers already"
-)
+print(f"the input's scale is {input_params.scale}, its zero point {input_params.zero_point}")
 print("conv1's bias:", camera.conv1.bias.detach().numpy().round(2))
 
 # %% [markdown]
@@ -272,9 +278,10 @@ plt.show()
 # %% [markdown]
 # ## 4 When 32 bits are too few
 #
-# Conv1's new biases are some hundred thousand units. The finer the scales, the larger the integer: a channel whose weights
-# are all tiny has a tiny $S_w$, and an ordinary bias divided by a tiny $S_w S_x$ leaves int32. (Batch norm makes such
-# channels; you will meet one.) In two's complement it would wrap around, and come back with the wrong sign.
+# Conv1's new biases are thousands of units, and some a hundred thousand and more. The finer the scales, the larger the
+# integer: a channel whose weights are all tiny has a tiny $S_w$, and an ordinary bias divided by a tiny $S_w S_x$ leaves
+# int32. (Batch norm makes such channels; you will meet one.) In two's complement it would wrap around, and come back with
+# the wrong sign.
 #
 # labkit gives the bias half of int32, up to $2^{30}$, and leaves the other half to the products. Where
 # $|\beta| / (S_w S_x) > 2^{30}$, the weight scale of that channel is enlarged until the bias fits:
@@ -286,16 +293,17 @@ plt.show()
 #
 # ### {{m03.q3}}
 #
-# `np.nextafter(a, b)` is the next float of the type of `a` in the direction of `b`.
+# Write `fitting_weight_scale`. `np.nextafter(a, b)` is the next float of the type of `a` in the direction of `b`.
 
 
 # %%
 def fitting_weight_scale(bias, s_w, s_x):
     """The weight scale of each channel, enlarged where its bias would need more than 2**30 (eq. 8a).
 
-    bias: float32 [O], may hold zeros; s_w: float32 [O], the scales so far; s_x: float, the input's scale (a float32 number)
-    A channel whose |bias| / (s_w s_x) is at most 2**30 keeps its scale; the others get the least float32 that is greater than
-    |bias| / (2**30 s_x) rounded to float32.
+    bias: float32 [O], may hold zeros; s_w: float32 [O], the scales so far
+    s_x: float, the input's scale (a float32 number)
+    A channel whose |bias| / (s_w s_x) is at most 2**30 keeps its scale. The others get the least
+    float32 that is greater than fl32(|bias| / (2**30 s_x)), the quotient rounded to float32.
     Returns a float32 array [O].
     """
     ### BEGIN SOLUTION
@@ -365,6 +373,8 @@ play(draw, stills=[{"n": 18}, {"n": 21}, {"n": 24}], n=list(range(14, 34)))
 # run.
 #
 # ### {{m03.q4}}
+#
+# Write `largest_accumulator`, the right side of eq. 9, for weights of two axes or four.
 
 
 # %%
@@ -425,8 +435,8 @@ place.legend(fontsize=9, loc="upper left", bbox_to_anchor=(0.01, 0.86))
 plt.show()
 
 # %% [markdown]
-# LeNet is two orders of magnitude away from int32, and real images do not come near the bound: it is reached only by an input
-# that has the same signs as the weights, all at their far ends. An engine has to be right for that input, too.
+# LeNet is two orders of magnitude away from int32, and real images do not come near the bound. It is reached only where all
+# weights of a channel have one sign and every input lies at its far end. An engine has to be right for such an input, too.
 #
 # ## 6 Batch norm: the biases that nobody asked for
 #
@@ -446,14 +456,16 @@ plt.show()
 # although most had none.
 #
 # ### {{m03.q5}}
+#
+# Write `fold_batch_norm`, for layers with a bias of their own and without.
 
 
 # %%
 def fold_batch_norm(weight, bias, gamma, beta, mean, variance, epsilon):
-    """Weights and bias of one layer that does what a layer and the batch norm after it do (eqs. 22 and 23).
+    """Weights and bias of one layer that does what a layer and its batch norm do (eqs. 22 and 23).
 
-    weight: float32 [O, ...], any number of axes; bias: float32 [O], or None for none; gamma, beta, mean, variance: float32 [O];
-    epsilon: float, added to the variance
+    weight: float32 [O, ...], any number of axes; bias: float32 [O], or None for none
+    gamma, beta, mean, variance: float32 [O]; epsilon: float, added to the variance
     Returns (weight', bias'), float arrays of the shapes of weight and [O].
     """
     ### BEGIN SOLUTION
@@ -484,12 +496,12 @@ with torch.no_grad():
     got = torch.conv2d(
         patch, torch.from_numpy(w_folded), torch.from_numpy(b_folded), groups=w.shape[0]
     )
-print(
-    f"largest difference: {(wanted - got).abs().max().item():.1e} of values up to {wanted.abs().max().item():.1f}"
-)
+difference = (wanted - got).abs().max().item()
+print(f"largest difference: {difference:.1e} of values up to {wanted.abs().max().item():.1f}")
 gains = np.abs(numbers[0]) / np.sqrt(numbers[3] + norm.eps)
+ratio = gains.max() / gains.min()
 print(
-    f"gains from {gains.min():.2f} to {gains.max():.2f}: the largest is {gains.max() / gains.min():.0f} times the smallest"
+    f"gains from {gains.min():.2f} to {gains.max():.2f}: the largest is {ratio:.0f} times the smallest"
 )
 
 # %% [markdown]
@@ -550,6 +562,8 @@ check("m03.e2")
 # norm is another matter: that is a fault of the network, and it is refused.
 #
 # ### {{m03.q6}}
+#
+# Write `vanished_channels`.
 
 
 # %%
@@ -557,8 +571,8 @@ def vanished_channels(weight, gain):
     """The output channels that folding takes away (eq. 23a).
 
     weight: float32 [O, I], before folding; gain: float64 [O], the g of eq. 22, of either sign
-    Returns a list of ints, in rising order: the channels in which every |gain * weight| (in float64) is below 2**-100, and some
-    weight is not 0.
+    Returns a list of ints, in rising order: the channels in which every |gain * weight| (in float64) is
+    below 2**-100, and some weight is not 0.
     """
     ### BEGIN SOLUTION
     found = []
@@ -590,19 +604,22 @@ print(f"what it puts out: {constant[0] * float(fitting[0]) * 0.04:.9f}, wanted {
 # %% [markdown]
 # ## 8 A bias that takes back an error
 #
-# Rounding weights makes an error $E = \tilde W - W$, and the outputs are off by $E x$. After a ReLU all inputs are positive,
+# Rounding weights makes an error $E = \tilde W - W$, and the outputs are off by $E x$. After a ReLU no input is negative,
 # so this does not average out: each channel is shifted by $E\,\mathbb{E}[x]$. A bias can take a shift back (Nagel et al.
 # 2019): subtract it.
 #
 # ### {{m03.q7}}
+#
+# Write `corrected_bias`.
 
 
 # %%
 def corrected_bias(bias, weight, rounded, x):
-    """A bias with which the rounded layer has the same mean outputs as the original one, over some samples.
+    """A bias with which the rounded layer has the mean outputs of the original one, over some samples.
 
-    bias: float32 [O], of the original layer; weight: float32 [O, I], its weights; rounded: float32 [O, I], the real numbers that
-    its rounded weights stand for; x: float32 [N, I], inputs
+    bias: float32 [O], of the original layer; weight: float32 [O, I], its weights
+    rounded: float32 [O, I], the real numbers that its rounded weights stand for
+    x: float32 [N, I], inputs, a sample a row
     Returns a float array [O].
     """
     ### BEGIN SOLUTION
@@ -725,8 +742,9 @@ show_accuracy(networks, data)
 def fold_norm_before(weight, bias, gamma, beta, mean, variance, epsilon):
     """Weights and bias of one convolution that does what a batch norm and the convolution after it do.
 
-    weight: float32 [O, I, k, k], of a convolution without padding; bias: float32 [O]; gamma, beta, mean, variance: float32 [I],
-    of the batch norm of its input; epsilon: float, added to the variance
+    weight: float32 [O, I, k, k], of a convolution without padding; bias: float32 [O]
+    gamma, beta, mean, variance: float32 [I], of the batch norm of its input
+    epsilon: float, added to the variance
     Returns (weight', bias'), float arrays of the shapes of weight and bias.
     """
     ### BEGIN SOLUTION

@@ -59,9 +59,7 @@ q_x = trace["flatten"]
 accumulators = (q_x.astype(int) - x_zero).dot(weights.T.astype(int)) + bias
 
 print(f"inputs   {q_x.dtype} {q_x.shape}, zero point {x_zero}")
-print(
-    f"weights  {weights.dtype} {weights.shape}; no biases, as in all layers of this LeNet (they are kept as 0)"
-)
+print(f"weights  {weights.dtype} {weights.shape}; no biases in this LeNet (they are kept as 0)")
 print(f"accumulators of {len(x)} images: {accumulators.min():,} to {accumulators.max():,}")
 
 # %% [markdown]
@@ -82,9 +80,13 @@ def rest_of_the_network(fc1_sums):
     for name, before in (("fc2", "fc1"), ("fc3", "fc2")):
         op, zero = net.graph[name].op, int(net.graph[before].output.quantized[1].zero_point)
         q = REFERENCE["linear"](
-            q, op.weight.values, op.bias, input_zero_point=zero, weight_zero_point=op.weight.params.zero_point,
+            q,
+            op.weight.values,
+            op.bias,
+            input_zero_point=zero,
+            weight_zero_point=op.weight.params.zero_point,
             requantizer=op.requantizer,
-        )  # fmt: skip
+        )
     return q
 
 
@@ -123,8 +125,8 @@ plt.show()
 def accumulator_bound(weight, bias, x_zero, bits):
     """The largest magnitude that a partial sum of each output can have (eq. 9).
 
-    weight: int8 array [O, ...], -128 to 127, its zero point is 0; bias: int32 array [O]; x_zero: the zero point Z_x of the input;
-    bits: the input's grid is 0 ... 2**bits - 1
+    weight: int8 array [O, ...], -128 to 127, its zero point is 0; bias: int32 array [O]
+    x_zero: the zero point Z_x of the input; bits: the input's grid is 0 ... 2**bits - 1
     Returns integers [O], which may be beyond int32.
     """
     ### BEGIN SOLUTION
@@ -154,9 +156,8 @@ place.set(
 )
 place.legend(fontsize=9, ncols=2)
 plt.show()
-print(
-    f"the bound is {np.median(bounds / largest):.0f} times the largest sum seen (median of the channels)"
-)
+times = np.median(bounds / largest)
+print(f"the bound is {times:.0f} times the largest sum seen (median of the channels)")
 
 # %% [markdown]
 # int32 has room to spare. int16 is too narrow even for sums that really occurred. Without looking at the weights the bound
@@ -224,8 +225,8 @@ def fixed_point(M):
     """Mantissa and exponent of a positive real number (eqs. 11 and 12).
 
     M: float, above 0 and below 2**30
-    Returns (m, e), two integers with M about m * 2**(e - 31): m is rounded to nearest, ties up, and lies in 2**30 ... 2**31 - 1;
-    (0, 0) where e would be below -31.
+    Returns (m, e), two integers with M about m * 2**(e - 31): m is rounded to nearest, ties up, and
+    lies in 2**30 ... 2**31 - 1; (0, 0) where e would be below -31, carry included.
     """
     ### BEGIN SOLUTION
     fraction, exponent = math.frexp(M)
@@ -293,7 +294,7 @@ def round_single(a, mantissa, exponent):
 
     a: int32 or int64 array of any shape, within int32
     mantissa, exponent: integers, or int32 arrays that broadcast with a (eq. 11); exponent -31 to 30
-    Returns an integer array of the shape of a.
+    Returns an integer array of the shape of a, exact also where a * mantissa has 62 bits.
     """
     ### BEGIN SOLUTION
     shift = 31 - exponent
@@ -305,9 +306,9 @@ def round_single(a, mantissa, exponent):
 check("m04.q3")
 
 # %% [markdown]
-# Every phone with TensorFlow Lite on it has seen another rule. gemmlowp was written for processors with 32-bit registers and
-# an instruction that multiplies two 32-bit numbers and keeps the rounded upper half. So it rounds **twice**: first to that
-# upper half $h$, then to an integer.
+# The reference kernels of TensorFlow Lite have another rule, from the library gemmlowp. It was written for processors with
+# 32-bit registers and an instruction that multiplies two 32-bit numbers and keeps the rounded upper half. So it rounds
+# **twice**: first to that upper half $h$, then to an integer.
 #
 # $$\textbf{GEMMLOWP:} \qquad h = \mathrm{trunc}\left(\frac{a'\, m + \nu}{2^{31}}\right), \qquad a' = a \cdot 2^{\max(e, 0)},
 # \qquad \nu = \begin{cases} 2^{30} & a'\, m \ge 0 \\ 1 - 2^{30} & a'\, m < 0 \end{cases}$$
@@ -327,7 +328,8 @@ check("m04.q3")
 def round_gemmlowp(a, mantissa, exponent):
     """The rule GEMMLOWP: two roundings, ties of the second away from zero (eq. 14).
 
-    a: int32 or int64 array of any shape, within int32; so is a * 2**exponent where the exponent is positive
+    a: int32 or int64 array of any shape, within int32
+    (so is a * 2**exponent where the exponent is positive)
     mantissa, exponent: integers, or int32 arrays that broadcast with a (eq. 11); exponent -31 to 30
     Returns an integer array of the shape of a.
     """
@@ -492,8 +494,10 @@ check("m04.e2")
 def linear_layer(x, weight, bias, x_zero, mantissa, exponent, y_zero, low, high):
     """A fully connected layer in integers (eqs. 7 and 10), rounded by the rule SINGLE.
 
-    x: uint8 array [N, I], x_zero its zero point; weight: int8 array [O, I], its zero point is 0; bias: int32 array [O];
-    mantissa, exponent: int32 arrays [O], one multiplier for each output; y_zero: zero point of the output;
+    x: uint8 array [N, I], x_zero its zero point
+    weight: int8 array [O, I], its zero point is 0; bias: int32 array [O]
+    mantissa, exponent: int32 arrays [O], one multiplier for each output
+    y_zero: zero point of the output
     low, high: the lowest and highest integer that may come out, zero point included
     Returns an integer array [N, O].
     """
@@ -596,12 +600,13 @@ check("m04.q6")
 
 # %%
 def residual_add(a, b, a_zero, b_zero, m_a, m_b, shift, y_zero, low, high):
-    """Two ways to add two branches: the sum rounded once (eq. 19), and each branch rounded by itself; ties up.
+    """Two ways to add two branches: the sum rounded once (eq. 19), and each branch by itself; ties up.
 
     a, b: uint8 arrays of one shape, a_zero and b_zero their zero points
-    m_a, m_b, shift: integers, S_a / S_y is m_a / 2**shift and S_b / S_y is m_b / 2**shift; 0 < m_a, m_b < 2**31, 1 <= shift <= 62
+    m_a, m_b, shift: integers, S_a / S_y is m_a / 2**shift and S_b / S_y is m_b / 2**shift;
+    0 < m_a, m_b < 2**31, 1 <= shift <= 62
     y_zero: zero point of the output; low, high: the clamp, applied once at the end, zero point included
-    Returns (rounded once, rounded each), two integer arrays of the shape of a.
+    Returns (rounded once, each rounded), two integer arrays of the shape of a.
     """
     ### BEGIN SOLUTION
     left, right = (a.astype(np.int64) - a_zero) * m_a, (b.astype(np.int64) - b_zero) * m_b
@@ -733,9 +738,8 @@ for name, values in four_bit.items():
     packed = pack_int4(values)
     back = unpack_int4(packed, values.size).reshape(values.shape)
     same = np.array_equal(back, values)
-    print(
-        f"{name}: {values.size:>7,} weights in {packed.size:>7,} bytes, the same after unpacking: {same}"
-    )
+    sizes = f"{values.size:>7,} weights in {packed.size:>7,} bytes"
+    print(f"{name:<5} {sizes}, the same after unpacking: {same}")
 
 # %% [markdown]
 # ## 7 Your functions in the engine
@@ -758,7 +762,7 @@ def my_conv2d(
     dilation,
     groups,
 ):
-    """labkit's conv2d by conv_sums and round_single; LeNet needs one stride, one padding and one group."""
+    """labkit's conv2d by conv_sums and round_single; one stride, one padding, one group."""
     assert dilation == (1, 1) and groups == 1 and not np.any(weight_zero_point)
     sums = conv_sums(x, weight, bias, input_zero_point, stride[0], padding[0][0])
     multiplier = requantizer.multiplier
@@ -782,9 +786,8 @@ mine = REFERENCE.with_override("conv2d", my_conv2d).with_override("linear", my_l
 theirs, yours = net.trace(x[:50]), net.trace(x[:50], kernels=mine)
 for node in net.graph:
     same = np.array_equal(theirs[node.name], yours[node.name])
-    print(
-        f"{node.name:<12} {theirs[node.name].size:>9,} numbers, {'all the same' if same else 'NOT the same'}"
-    )
+    verdict = "all the same" if same else "NOT the same"
+    print(f"{node.name:<12} {theirs[node.name].size:>9,} numbers, {verdict}")
     assert same
 
 # %% [markdown]
@@ -836,11 +839,12 @@ from numba import njit
 
 @njit
 def fast_conv2d(x, weight, bias, x_zero, mantissa, exponent, y_zero, low, high):
-    """A convolution with stride 1 and no padding, requantized by the rule SINGLE (eqs. 7, 10 and 13), as compiled loops.
+    """A convolution with stride 1 and no padding, requantized by the rule SINGLE (eqs. 7, 10 and 13).
 
     x: uint8 array [N, C, H, W], x_zero its zero point
     weight: int8 array [O, C, kH, kW], its zero point is 0; bias: int32 array [O]
-    mantissa, exponent: int32 arrays [O]; y_zero: zero point of the output; low, high: the clamp, zero point included
+    mantissa, exponent: int32 arrays [O]; y_zero: zero point of the output
+    low, high: the clamp, zero point included
     Returns an integer array [N, O, H - kH + 1, W - kW + 1].
     """
     ### BEGIN SOLUTION
@@ -899,9 +903,15 @@ source = next(node for node in alone.graph if node.name == conv.inputs[0])
 picture = alone.trace(x[:8])
 multiplier, requantizer = conv.op.requantizer.multiplier, conv.op.requantizer
 arguments = (
-    picture[source.name], conv.op.weight.values, conv.op.bias, int(source.output.quantized[1].zero_point),
-    multiplier.mantissa, multiplier.exponent, requantizer.zero_point, *requantizer.clamp,
-)  # fmt: skip
+    picture[source.name],
+    conv.op.weight.values,
+    conv.op.bias,
+    int(source.output.quantized[1].zero_point),
+    multiplier.mantissa,
+    multiplier.exponent,
+    requantizer.zero_point,
+    *requantizer.clamp,
+)
 if np.array_equal(fast_conv2d(*arguments), picture[conv.name]):
     numpy_way = median_ratio(
         lambda: alone.run(x[:8], kernels="reference"), lambda: fast_conv2d(*arguments)

@@ -203,8 +203,8 @@ play(
 )
 
 # %% [markdown]
-# At 4 bits the parabola fits like a glove. At 2 bits the changes are so large that higher terms count. All that follows is
-# second order: for the lowest bits a prediction says *that* it hurts, and not exactly how much.
+# At 4 bits the parabola comes close up to the rounded weights. At 2 bits the changes are so large that higher terms count.
+# All that follows is second order: for the lowest bits a prediction says *that* it hurts, and not exactly how much.
 #
 # For a tiny network the whole Hessian can be written down after all: multiply with one unit vector after the other. Here is
 # one with 152 weights, for images of 4 x 4 grey pixels and three classes.
@@ -425,7 +425,7 @@ w, history = tiny_w.copy(), []
 for step in range(34):
     point = torch.from_numpy(w)
     p = torch.softmax(tiny_logits(point), 1).numpy()
-    jacobian = torch.func.jacrev(tiny_logits)(point).numpy()
+    jacobian = torch.autograd.functional.jacobian(tiny_logits, point, vectorize=True).numpy()
     by_model = gauss_newton(jacobian, p)
     if step % 3 == 0:
         exact = torch.autograd.functional.hessian(tiny_loss, point, vectorize=True).numpy()
@@ -561,9 +561,8 @@ print("3 bits   mean of squares   square of the mean   measured")
 for name in LAYERS:
     w = WEIGHTS[name].astype(np.float64).ravel()
     estimates, mean_gradient = [], 0.0
-    for start in range(
-        0, 128, 16
-    ):  # 16 images at a time: all gradients at once would fill the memory
+    # 16 images at a time: all gradients at once would fill the memory
+    for start in range(0, 128, 16):
         part = slice(start, start + 16)
 
         def losses_of(point, name=name, part=part):
@@ -681,6 +680,7 @@ for axes, (title, found) in zip(
         )
     axes.plot(ends, ends, color="black", linewidth=1)
     axes.set(title=title, xlabel="measured divergence, nats", ylim=ends)
+    axes.minorticks_off()
 places[0].set_ylabel("predicted, nats")
 places[0].legend()
 plt.show()

@@ -95,8 +95,8 @@ plt.show()
 def cost_tables(weights, macs, input_bits, bits):
     """Bytes and bit operations of each layer at each width.
 
-    weights, macs, input_bits: integer arrays [L], the number of weights, the multiply-accumulates and the bits of the input of
-    each layer; bits: a list of B candidate widths
+    weights, macs, input_bits: integer arrays [L], the number of weights, the multiply-accumulates and
+    the bits of the input of each layer; bits: a list of B candidate widths
     Returns (bytes, bit operations), two arrays [L, B]; bytes are not rounded to whole ones.
     """
     ### BEGIN SOLUTION
@@ -167,19 +167,18 @@ check("m07.q2")
 
 # %%
 half_bytes = (2 * in_bytes).astype(int)
-rows = np.arange(len(layers))
 
 
 def total(values, plan):
     """The sum of one entry a layer."""
-    return values[rows[: len(plan)], plan].sum()
+    return values[np.arange(len(plan)), plan].sum()
 
 
 plans = np.indices((8,) * len(layers)).reshape(len(layers), -1).T
 every_cost = functools.reduce(np.add.outer, half_bytes).ravel() / 2000
 every_loss = functools.reduce(np.add.outer, losses).ravel()
 budget = int(half_bytes[:, 1].sum())
-found = try_all(losses, half_bytes, budget)
+found = np.array(try_all(losses, half_bytes, budget))
 
 figure, place = plt.subplots(figsize=(7.5, 4))
 place.plot(every_cost, every_loss, ",", color=GREY, alpha=0.5)
@@ -271,7 +270,7 @@ examples = (
     ("ResNet-20, layer 10", deep_losses[10], deep_costs[10] / 500),
 )
 for place, (name, row, cost) in zip(axes, examples, strict=True):
-    corners = hull_points(row, cost)
+    corners = list(hull_points(row, cost))
     place.plot(cost, row, "o", color=GREY, label="1 to 8 bits")
     place.plot(cost[corners], row[corners], "o-", color=BLUE, label="hull")
     place.set(title=name, xlabel="size, in kB", ylabel="loss")
@@ -289,17 +288,18 @@ plt.show()
 #
 # Write the greedy. Every layer starts at column 0. In each round look at the next corner of every layer's hull; of those
 # steps that still fit into what is left of the budget, make the one with the best rate, (fall of the loss) / (rise of the
-# cost). Stop when none fits. `hull_points` is yours to use; labkit's `hull_steps(losses, costs)` is there as well.
+# cost). Stop when none fits. `hull_points` is yours to use; `hull_steps(losses, costs)` of `labkit.allocation.hull`, which
+# sorts the steps of all layers by their rates, is there as well.
 
 
 # %%
 def greedy_plan(losses, costs, budget):
-    """The greedy's plan: upwards from the cheapest choices, along the hulls, the best rate of loss for cost first.
+    """The greedy's plan: upwards from the cheapest choices, along the hulls, the best rate first.
 
     losses: float array [L, B]; costs: integer array [L, B], each row strictly rising
     budget: an integer that the cheapest plan meets
-    A step is from one corner of a layer's hull to the next; it fits if the plan then costs at most the budget. No two rates are
-    equal.
+    A step is from one corner of a layer's hull to the next; it fits if the plan then costs at most the
+    budget. No two rates are equal.
     Returns one column number for each layer, integers [L].
     """
     ### BEGIN SOLUTION
@@ -327,14 +327,13 @@ check("m07.q4")
 # %%
 deep_budget = int(3.5 * deep_costs[:, 0].sum())  # 3.5 bits a weight on average
 begun = time.perf_counter()
-deep_greedy = greedy_plan(deep_losses, deep_costs, deep_budget)
+deep_greedy = np.array(greedy_plan(deep_losses, deep_costs, deep_budget))
 print(f"ResNet-20 at 3.5 bits on average, greedy in {1000 * (time.perf_counter() - begun):.0f} ms")
 print("bits:", widths[deep_greedy].tolist())
 deep_rows = np.arange(len(deep_losses))
 deep_loss = deep_losses[deep_rows, deep_greedy].sum()
-print(
-    f"loss {deep_loss:.4f}; uniform 3 bits {deep_losses[:, 2].sum():.4f}, uniform 4 bits {deep_losses[:, 3].sum():.4f}"
-)
+three, four = deep_losses[:, 2].sum(), deep_losses[:, 3].sum()
+print(f"loss {deep_loss:.4f}; uniform 3 bits {three:.4f}, uniform 4 bits {four:.4f}")
 
 # %% [markdown]
 # ## 4 The best plan, proved
@@ -388,7 +387,7 @@ assert np.isclose(
     total(losses, best_plan(losses, half_bytes, budget)), total(losses, found)
 )  # LeNet: the same as trying all
 begun = time.perf_counter()
-deep_best = best_plan(deep_losses, deep_costs, deep_budget)
+deep_best = np.array(best_plan(deep_losses, deep_costs, deep_budget))
 print(f"ResNet-20, the best of 8**22 plans in {1000 * (time.perf_counter() - begun):.0f} ms")
 print("best:  ", widths[deep_best].tolist(), f"loss {deep_losses[deep_rows, deep_best].sum():.6f}")
 print("greedy:", widths[deep_greedy].tolist(), f"loss {deep_loss:.6f}")
@@ -406,7 +405,7 @@ def draw_plans(average_bits):
         (-0.2, "greedy", ORANGE, greedy_plan),
         (0.2, "best", BLUE, best_plan),
     ):
-        plan = make(deep_losses, deep_costs, budget)
+        plan = np.array(make(deep_losses, deep_costs, budget))
         loss = deep_losses[deep_rows, plan].sum()
         place.bar(
             deep_rows + shift, widths[plan], 0.4, color=colour, label=f"{name}, loss {loss:.4g}"
@@ -547,8 +546,8 @@ plt.show()
 # %%
 m07_e2 = """
 ### BEGIN SOLUTION
-The best plan's loss lies between the bound and the greedy's loss, 0.0147 to 0.0150, so that the greedy is at most 2 % above
-it. That is less than the error of most sensitivities, so a better plan on paper would hardly be a better network; the exact
+The best plan's loss lies between the bound and the greedy's loss, 0.0147 to 0.0150, so that it is at most 2 % below the
+greedy's. That is less than the error of most sensitivities, so a better plan on paper would hardly be a better network; the exact
 method is quick, but not much is to be expected of it. A large gap would not prove the greedy bad: the bound belongs to the
 relaxation, which may take half a layer at one width and half at another, and may itself be far below the best plan.
 ### END SOLUTION
@@ -576,9 +575,9 @@ def greedy_trap(factor):
     """An allocation problem on which the greedy fails.
 
     factor: a number of 1.5 or more
-    Returns (losses, costs, budget): two tables (lists or arrays) of 1 to 6 layers by 2 to 8 choices, not negative, the costs of
-    each layer strictly rising, and a number that the cheapest plan meets. The best plan loses more than 0, and the greedy's plan
-    at least factor times as much.
+    Returns (losses, costs, budget): two tables (lists or arrays) of 1 to 6 layers by 2 to 8 choices,
+    not negative, the costs of each layer strictly rising, and a number that the cheapest plan meets.
+    The best plan loses more than 0, and the greedy's plan at least factor times as much.
     """
     ### BEGIN SOLUTION
     losses = [[factor, 0], [1, 0]]
@@ -596,12 +595,14 @@ walked, optimal = (
     greedy_plan(trap_losses, trap_costs, trap_budget),
     try_all(trap_losses, trap_costs, trap_budget),
 )
-print(
-    f"greedy {walked}: loss {total(trap_losses, walked):g};  best {list(map(int, optimal))}: loss {total(trap_losses, optimal):g}"
-)
-print(f"the bound does not see it either: {best_bound(trap_losses, trap_costs, trap_budget):g}")
+for name, plan in (("greedy", walked), ("best", optimal)):
+    print(f"{name:<6} {list(map(int, plan))}: loss {total(trap_losses, plan):g}")
+print(f"bound: {best_bound(trap_losses, trap_costs, trap_budget):g}")
 
 # %% [markdown]
+# The bound gives it away: the gap between it and the greedy is as large as the failure, or larger. So a small gap is a
+# proof, and a large one a reason to look closer.
+#
 # Why does it not happen in ResNet-20? Because there are many layers of similar size: when a step does not fit, there is
 # always another that fills the gap. Where one layer is as large as all others together, as LeNet's `fc1`, be careful.
 #
@@ -623,8 +624,8 @@ def pareto_front(losses, costs):
     """Cost and loss of all plans that no other plan beats.
 
     losses: float array [L, B]; costs: integer array [L, B], above 0
-    Returns (costs, losses), two lists or arrays of one length: total costs, strictly rising, and total losses, strictly falling.
-    Of plans with equal cost only the best counts.
+    Returns (costs, losses), two lists or arrays of one length: total costs, integers, strictly rising,
+    and total losses, strictly falling. Of plans with equal cost only the best counts.
     """
     ### BEGIN SOLUTION
     points = [(0, 0)]
@@ -686,7 +687,7 @@ possible = front_losses[np.searchsorted(front_costs, amounts, side="right") - 1]
 times = np.array([total(losses, plan) for plan in walk]) / possible
 worst = int(times.argmax())
 print(
-    f"at {amounts[worst] / 2000:.0f} kB the greedy's plan loses {times[worst]:.1f} times what the best plan loses,"
+    f"at {amounts[worst] / 2000:.0f} kB the greedy loses {times[worst]:.1f} times what the best loses,"
 )
 print(f"at {np.mean(times < 1.05):.0%} of the budgets less than 5 % more")
 
@@ -753,7 +754,7 @@ check("m07.e1")
 # counts.
 
 # %%
-chosen = best_plan(losses, half_bytes, budget)
+chosen = np.array(best_plan(losses, half_bytes, budget))
 nets = {
     "uniform 2 bits": network_of([1] * len(layers)),
     "your plan, no larger": network_of(chosen),
@@ -804,9 +805,10 @@ from scipy.optimize import LinearConstraint, milp
 def best_within(losses, costs, budgets):
     """The best plan within several budgets.
 
-    losses: float array [L, B], which may be negative; costs: integer array [K, L, B], one table for each budget
+    losses: float array [L, B], which may be negative
+    costs: integer array [K, L, B], 0 or more, one table for each budget
     budgets: a list of K integers, which some plan meets all together
-    Returns one column number for each layer, integers [L]; its loss may be up to 0.05 % above the least.
+    Returns one column number for each layer, integers [L]; its loss may be 0.05 % above the least.
     """
     ### BEGIN SOLUTION
     one_each = np.kron(np.eye(len(losses)), np.ones(losses.shape[1]))
@@ -828,13 +830,12 @@ check("m07.c1")
 # %%
 work = in_operations.astype(int)
 both = np.stack([half_bytes, work])
+print("no larger than uniform 4 bits, and")
 for share in (1.0, 0.6, 0.4):
     limits = [int(half_bytes[:, 3].sum()), int(share * work[:, 7].sum())]
-    plan = best_within(losses, both, limits)
-    used = 100 * total(work, plan) / work[:, 7].sum()
-    print(
-        f"size of uniform 4 bits, at most {100 * share:.0f} % of the work of 8 bits: {widths[plan].tolist()}, uses {used:.0f} %"
-    )
+    plan = np.array(best_within(losses, both, limits))
+    used = total(work, plan) / work[:, 7].sum()
+    print(f"at most {share:4.0%} of the work of 8 bits: {widths[plan].tolist()}, uses {used:.0%}")
 
 # %% [markdown]
 # With a budget for the work the convolutions have to give, too.

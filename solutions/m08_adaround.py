@@ -2,12 +2,12 @@
 # # {{m08}}
 #
 # Every weight of a network lies between two integers of its grid: one below, one above. Which one should it become? "The
-# nearer one" seems so obvious that for years nobody asked. In 2020 five people at Qualcomm did, and found that the obvious
-# answer is not the best. With 4 bits, networks that rounding to nearest had ruined were nearly as good as new, without any
-# training.
+# nearer one" seems so obvious that for years nobody asked. In 2020 Nagel, Amjad, van Baalen, Louizos and Blankevoort did, and
+# found that the obvious answer is not the best. With 4 bits, networks that rounding to nearest had ruined were nearly as good
+# as new, without any training.
 #
 # In this module you find out why, and build their method step by step, until it rounds a whole network for labkit's integer
-# engine.
+# engine. (Here sections, tables and equation numbers are those of their paper, *Up or Down?*)
 #
 # **You will be able to**
 #
@@ -387,7 +387,8 @@ check("m08.e1")
 # ### {{m08.q5}}
 #
 # So that your answer is determined, the random numbers are an argument: weight i of a rounding goes up where its number is
-# **below** `chance[i]`. The new chance is 0.7 times the share of ups among the elite plus 0.3 times the old chance.
+# **below** `chance[i]`. The new chance is 0.7 times the share of ups among the elite plus 0.3 times the old chance. (The paper
+# does not say how far to move; 0.7 is labkit's choice.)
 
 
 # %%
@@ -519,8 +520,8 @@ check("m08.q7")
 #
 # $$f_\text{reg} = \sum_i 1 - |2 h_i - 1|^\beta ,$$
 #
-# and $\beta$ falls from 20 to 2 in the course of the search. Play with it: the arrows say where the penalty draws a weight,
-# and how strongly.
+# and $\beta$ falls in the course of the search, in published programs from 20 to 2. Play with it: the arrows say where the
+# penalty draws a weight, and how strongly.
 
 
 # %%
@@ -630,7 +631,12 @@ def adam_step(v, slope, memory, rate):
 # penalty nothing would move.)
 #
 # At the end a weight goes up where $v \ge 0$. Your integers are judged by their error; `v` is compared with the right one,
-# within 1e-4, so keep to float64. (In section 7 your function gets float32 arrays, which is twice as fast.)
+# within 1e-4.
+#
+# Here float64 is needed, as the inputs have it. At the start the error has no slope, and a large $\beta$ hardly any, so the
+# slope of a weight near the middle is rounding noise. Adam divides noise by its own size and adds 1e-8: noise of 1e-16 moves
+# nothing then, but noise of 1e-7, that of float32, makes a full step in a random direction. That leads to integers as good,
+# mostly even the same (in section 7 your function gets float32 arrays, which is twice as fast), but to another `v`.
 
 
 # %%
@@ -642,7 +648,7 @@ def adaround(real, gram, steps, rate, strength):
     steps: how many steps of Adam, 0 or more; rate: of Adam; strength: lambda, the factor of the
         penalty
     Returns (integers, v), both [rows, n]: the neighbours decided on, and the variables after the
-        last step.
+        last step, computed in float64 where the inputs are float64.
     """
     ### BEGIN SOLUTION
     v, memory = starting_v(real), None

@@ -147,7 +147,8 @@ def straight_through(x, slope, scale, low, high):
 
     x, scale, low, high: as for fake_quantize
     slope: float32 array of the shape of x, the gradient by the result
-    Returns real numbers of the shape of x. x is clipped where its nearest integer (ties to even) lies outside low..high.
+    Returns real numbers of the shape of x. x is clipped where the integer nearest to x / scale (ties
+    to even) lies outside low..high.
     """
     ### BEGIN SOLUTION
     nearest = np.round(x / scale)
@@ -215,9 +216,8 @@ def one_weight(bits, rate, wish):
     axes.plot(kept, color=GREY, label="float weight")
     axes.step(range(80), copies, color=BLUE, where="mid", label="its rounded copy")
     axes.axhline(wish, color=ORANGE, linestyle="--", label=f"wish {wish:g}")
-    axes.set(
-        title=f"{bits} bits, rate {rate:g}: the mean copy of the last 40 steps is {np.mean(copies[40:]):.2f}"
-    )
+    mean = np.mean(copies[40:])
+    axes.set(title=f"{bits} bits, rate {rate:g}: the mean copy of the last 40 steps is {mean:.2f}")
     axes.set(xlabel="step", ylabel="weight", ylim=(-0.3, 1.9))
     axes.legend(ncols=3, fontsize=8)
     plt.show()
@@ -254,10 +254,12 @@ play(
 def training_step(w, x, target, scale, low, high, rate):
     """One step of gradient descent for a linear layer with rounded weights.
 
-    w: float32 array [outputs, inputs]; x: float32 array [images, inputs]; target: float32 array [images, outputs]
+    w: float32 array [outputs, inputs]
+    x: float32 array [images, inputs]; target: float32 array [images, outputs]
     scale: a positive number; low, high: the first and the last level; rate: the learning rate
-    Returns (loss, new w): the mean square before the step, a number, and the moved float weights [outputs, inputs].
-    The gradient passes a weight unless its nearest integer lies outside low..high.
+    Returns (loss, new w): the mean square before the step, over all images and outputs, a number; and
+    the moved float weights [outputs, inputs]. The gradient passes a weight unless the integer nearest
+    to w / scale (ties to even) lies outside low..high.
     """
     weight = torch.tensor(w, requires_grad=True)
     inputs, wanted = torch.tensor(x), torch.tensor(target)
@@ -326,7 +328,8 @@ def scale_derivative(x, scale, low, high):
     """The derivative of each result of fake_quantize by the scale.
 
     x, scale, low, high: as for fake_quantize
-    Returns real numbers of the shape of x: the level less x / scale, and where x was clipped, the end of the grid.
+    Returns real numbers of the shape of x: the level less x / scale, and where x was clipped, the end
+    of the grid (low or high).
     """
     ### BEGIN SOLUTION
     exact = x / scale
@@ -400,9 +403,9 @@ def activation_grid(average, bits, step, delay):
 
     average: (low, high), real numbers, low < high; bits: 2 to 8
     step: counted from 0; delay: so many steps only observe
-    Returns a dict: "scale" (a number), "low" and "high" (levels, integers: the ends of the unsigned grid less the zero point),
-    "on" (True where the activation is rounded at this step). The range is widened to hold 0 first; the zero point is rounded to
-    the nearest integer, ties to even.
+    Returns a dict: "scale" (a number), "low" and "high" (levels, integers: the ends of the unsigned
+    grid less the zero point), "on" (True where the activation is rounded at this step, else False). The
+    range is widened to hold 0 first; the zero point is rounded to the nearest integer, ties to even.
     """
     ### BEGIN SOLUTION
     lowest, highest = min(average[0], 0), max(average[1], 0)
@@ -474,12 +477,14 @@ plt.show()
 
 # %%
 def folded_and_rounded(w, gamma, beta, mean, variance, epsilon, bits):
-    """The weights and the bias of a layer with its frozen batch norm folded in, the weights rounded to their grid.
+    """The weights and the bias of a layer with its frozen batch norm folded in, the weights rounded.
 
     w: float32 array [outputs, ...], 2 to 4 dimensions, of a layer without a bias
-    gamma, beta, mean, variance: float32 arrays [outputs] of the batch norm; epsilon: a positive number; bits: 2 to 8
-    Returns (rounded weights, of the shape of w; bias [outputs]), real numbers. There is one scale for all folded weights: their
-    largest magnitude gets the level 2**(bits - 1) - 1. Ties go to the even level. The bias is not rounded.
+    gamma, beta, mean, variance: float32 arrays [outputs] of the batch norm
+    epsilon: a positive number; bits: 2 to 8
+    Returns (rounded weights, of the shape of w; bias [outputs]), real numbers. There is one scale for
+    all folded weights: their largest magnitude gets the level 2**(bits - 1) - 1. Ties go to the even
+    level. The bias is not rounded.
     """
     ### BEGIN SOLUTION
     gain = gamma / np.sqrt(variance + epsilon)
@@ -542,13 +547,14 @@ check("m09.e1")
 
 # %%
 def moved_statistics(sums, factor, mean, variance, momentum):
-    """The running mean and variance of a batch norm after one batch of sums that hold its factor already.
+    """The running mean and variance of a batch norm after one batch of sums that hold its factor.
 
-    sums: float32 array [images, channels] or [images, channels, height, width], factor times the layer's own sums
+    sums: float32 array [images, channels] or [images, channels, height, width], factor times the
+    layer's own sums
     factor: float32 array [channels]; mean, variance: float32 arrays [channels], the statistics so far
     momentum: the share of the new batch, as in torch.nn.BatchNorm2d
-    Returns (mean, variance), real numbers [channels]. The batch's variance is the unbiased one, with n - 1 for the n sums of a
-    channel. A channel with the factor 0 keeps its statistics.
+    Returns (mean, variance), real numbers [channels]. The batch's variance is the unbiased one, with
+    n - 1 for the n sums of a channel. A channel with the factor 0 keeps its statistics.
     """
     ### BEGIN SOLUTION
     axes = (0, *range(2, sums.ndim))
@@ -612,8 +618,10 @@ def distillation(logits, teacher, labels, share, temperature):
     """The loss of distillation, and its gradient by the logits.
 
     logits, teacher: float32 arrays [images, classes], of the network that learns and of its teacher
-    labels: integers [images]; share: alpha, from 0 (labels alone) to 1 (teacher alone); temperature: T, a positive number
-    Returns (loss, a number: the mean over the images; gradient of this mean by the logits, real numbers [images, classes]).
+    labels: integers [images]
+    share: alpha, from 0 (labels alone) to 1 (teacher alone); temperature: T, a positive number
+    Returns (loss, gradient): the mean over the images, a number, and the gradient of this mean by the
+    logits, real numbers [images, classes].
     """
     ### BEGIN SOLUTION
     each = np.arange(len(labels))
@@ -808,12 +816,9 @@ computed = mine.run(x)
 step_size = float(mine.graph["fc3"].output.params.scale)
 apart = np.rint((simulated - computed) / step_size)
 other = np.count_nonzero(simulated.argmax(1) != computed.argmax(1))
-print(
-    f"{100 * np.mean(apart == 0):.2f} % of the logits are the same, simulated in float and computed in integers"
-)
-print(
-    f"largest difference: {np.abs(apart).max():.0f} of 256 steps; {other} of {len(x)} images get another class"
-)
+print(f"{100 * np.mean(apart == 0):.2f} % of the logits are the same, simulated and in integers")
+print(f"largest difference: {np.abs(apart).max():.0f} of 256 steps")
+print(f"{other} of {len(x)} images get another class")
 
 # %% [markdown]
 # Where a logit differs, some number inside lay at a tie: a float32 sum fell on one side of the half, the exact integer sum on
