@@ -14,6 +14,10 @@ from labkit.errors import InputError, LabkitError
 
 __all__ = ["Execution", "executed"]
 
+_CELL_SECONDS = 150
+"""A cell takes 40 s at most (the last section, on a busy machine). A kernel's answer now and then goes unnoticed by the asynchronous
+client until this time is over, and is then found; so it must not be long."""
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -73,7 +77,9 @@ def executed(course: Path, stem: str, *, data: str = "mnist5k", showcase_seconds
             labkit.data.load("cifar10", download=False)
         else:
             raise InputError(f"A course runs on mnist5k or cifar10, got {data!r}.")
-        client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": place}})
+        client = NotebookClient(
+            notebook, timeout=_CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": place}}
+        )
         begun = time.perf_counter()
         stopped = ""
         try:
