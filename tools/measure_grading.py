@@ -2,8 +2,8 @@
 
     python tools/measure_grading.py --module m02 --out FOLDER
 
-240 honest notebooks (a third right, the others with one answer changed in a small way), 30 blank, 15 damaged, and 15 in which every
-answer is a loop that never ends. Exit 1 where a figure misses its target.
+240 honest notebooks (a third right, the others with one answer changed in a small way), 30 blank, 15 damaged, and 15 in
+which every answer is a loop that never ends. Exit 1 where a figure misses its target.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def verify(
     ] = True,
     notebooks: Annotated[bool, typer.Option(help="Run every notebook with its answers.")] = True,
     seconds: Annotated[float, typer.Option(help="The time for the last section of each notebook.")] = 3.0,
-    limit: Annotated[float | None, typer.Option(help="Fail where a notebook takes longer, in seconds.")] = None,
+    limit: Annotated[
+        float | None, typer.Option(help="Fail where a notebook takes more seconds of processor time.")
+    ] = None,
     keep: Annotated[Path | None, typer.Option(help="A folder for the executed notebooks.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Modules at a time.")] = 1,
 ) -> None:

@@ -179,7 +179,8 @@ def test_files_modules_and_whole_modules(course: Path, tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_run_is_named(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text(
-        "import a_library_that_is_not_there\nWIDTH = a_library_that_is_not_there.width\ndef to_steps(x, step):\n    return WIDTH\n"
+        "import a_library_that_is_not_there\nWIDTH = a_library_that_is_not_there.width\n"
+        "def to_steps(x, step):\n    return WIDTH\n"
     )
     with pytest.raises(InputError, match="a_library_that_is_not_there"):
         check("m90.q1", script)
