@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,14 @@ def _pair(options: argparse.Namespace) -> dict[str, Any]:
     add("labkit", "nearest", *measured(lambda: ours("nearest", False)))
     for method, words in (("adaround", "AdaRound on the quadratic form, 1,000"), ("gptq+descent", "GPTQ and descent")):
         for correct in (False, True):
-            made, seconds = measured(lambda m=method, c=correct: ours(m, c))
+            made, seconds = measured(partial(ours, method, correct))
             add("labkit", words + (", bias corrected" if correct else ""), made, seconds)
     for iterations in options.iterations:
         torch.manual_seed(options.seed)
-        levels, seconds = measured(lambda n=iterations: _aimet(module, lab, scales, n, options.batch))
+        levels, seconds = measured(partial(_aimet, module, lab, scales, iterations, options.batch))
         made, undecided = _outcome(lab, plan, levels, scales)
         add("aimet-torch", f"AdaRound, {iterations:,}", made, seconds, iterations=iterations, undecided=undecided)
-        fixed, more = measured(lambda before=made: corrected(before, lab))
+        fixed, more = measured(partial(corrected, made, lab))
         add(
             "aimet-torch",
             f"AdaRound, {iterations:,}, bias corrected by labkit",
