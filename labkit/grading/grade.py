@@ -173,6 +173,7 @@ def parcel_of(plan: Plan, definitions: Definitions) -> Parcel | None:
             task.seconds,
             tuple({name: encode(value) for name, value in case.inputs.items()} for case in plan.cases[task.name]),
             tuple(case.kind for case in plan.cases[task.name]),
+            reachable(definitions.source, [task.function]),
         )
         for task in plan.module.tasks
         if task.function in functions

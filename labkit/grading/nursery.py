@@ -81,7 +81,7 @@ def main(
         if child is None or child.task != request["task"] or not child.alive:
             if child is not None:
                 child.end()
-            child = _Child(source, request, (requests, replies), alone)
+            child = _Child(request["source"] or source, request, (requests, replies), alone)
         _write(replies, child.ask(request) | {"nonce": request["nonce"]})
     if child is not None:
         child.end()

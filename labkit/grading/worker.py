@@ -54,7 +54,7 @@ class Asked:
     """What a worker is asked about one task, and all that it learns of it: plain data.
 
     ``inputs`` are those of each case, as `labkit.course.values.encode` writes them; ``kinds`` the kind of each, which the worker
-    is not told.
+    is not told. ``source`` is what this task's function can come to use, '' for all that the submission defines.
     """
 
     task: str
@@ -63,6 +63,7 @@ class Asked:
     seconds: float
     inputs: tuple[dict[str, Any], ...]
     kinds: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,7 @@ class Worker:
             "library": library_for(asked.given, asked.inputs, self._kit.files),
             "seconds": seconds,
             "inputs": asked.inputs[number],
+            "source": asked.source,
         }
         wall = self._patience if self._patience is not None else 10 * seconds + 90
         try:

@@ -217,3 +217,15 @@ def test_seeds_differ_by_secret_and_module(plan: Plan) -> None:
     public = [case.inputs["x"].tolist() for case in draw_cases(first, 0)]
     private = [case.inputs["x"].tolist() for case in plan.cases[first.name]]
     assert not [x for x in private if x in public]
+
+
+def test_a_constant_that_never_ends_costs_only_the_task_that_uses_it(graded: Graded, right: str) -> None:
+    verdict = graded(right.replace("    return np.rint", "    return BIG + np.rint") + "\nBIG = 9 ** 9 ** 9\n")
+    assert points(verdict) == [0, 4]
+
+
+def test_a_computed_constant_comes_along(graded: Graded, right: str) -> None:
+    text = (
+        right.replace("    return np.rint(x / step)", "    return np.rint(x * ONE[0] / step)") + "\nONE = np.ones(3)\n"
+    )
+    assert points(graded(text)) == [6, 4]
