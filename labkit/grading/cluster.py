@@ -6,7 +6,6 @@ takes nothing with it: Dask gives its submissions to another.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +46,7 @@ def collect_there(
     try:
         folder.chmod(0o755)
         kit: Kit = write_kit(folder, modules)
-        return collected(parcel, level, kit, os.getpid() % 1000), level.says
+        return collected(parcel, level, kit), level.says
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

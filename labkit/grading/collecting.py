@@ -33,14 +33,11 @@ class Parcel:
     patience: float | None = None
 
 
-def collected(parcel: Parcel, level: Isolation, kit: Kit, slot: int = 0) -> dict[str, Sequence[Reply]]:
-    """The replies to every case of ``parcel`` by task, from a worker in ``level`` with ``kit``.
-
-    ``slot`` is a small number that no other worker on this machine has at the same time.
-    """
+def collected(parcel: Parcel, level: Isolation, kit: Kit) -> dict[str, Sequence[Reply]]:
+    """The replies to every case of ``parcel`` by task, from a worker in ``level`` with ``kit``."""
     found: dict[str, Sequence[Reply]] = {}
     late = 0
-    with Worker(level, kit, parcel.source, _imports(parcel.source), slot, parcel.patience) as worker:
+    with Worker(level, kit, parcel.source, _imports(parcel.source), parcel.patience) as worker:
         for asked in parcel.asked:
             found[asked.task] = _replies(worker, asked, late)
             late += sum(reply.outcome is Outcome.TIMEOUT and not reply.message for reply in found[asked.task])
@@ -49,23 +46,24 @@ def collected(parcel: Parcel, level: Isolation, kit: Kit, slot: int = 0) -> dict
 
 _PATIENT = 3
 """Cases of a submission that may run into their limit before it gets shorter."""
-_SHORT = 0.5
-"""Seconds that a case gets after that: many times what a right answer needs, and a loop in every task ends within 10 s."""
+_SHORT = 0.1
+"""The share of its time that a case gets after that: still many times what a right answer needs. With two seconds a case, a loop in
+each of ten tasks ends within 10 s."""
 
 
 def _replies(worker: Worker, asked: Asked, late: int) -> list[Reply]:
     """The replies to one task, when ``late`` cases of the submission have run into their limit before.
 
-    One slow case costs that case. After the second one of a task (the first, once patience is over) its others are not tried.
+    One slow case costs that case. After the second one of a task its others are not tried.
     """
     replies: list[Reply] = []
     here = 0
     for number in range(len(asked.inputs)):
         patient = late + here < _PATIENT
-        if here >= (2 if patient or late < _PATIENT else 1):
+        if here >= 2:
             replies.append(Reply(Outcome.TIMEOUT, message="Not tried: other cases of this task took too long."))
             continue
-        reply = worker.ask(asked, number, asked.seconds if patient else min(asked.seconds, _SHORT))
+        reply = worker.ask(asked, number, asked.seconds if patient else _SHORT * asked.seconds)
         if number == 0 and reply.outcome is Outcome.NOT_ATTEMPTED:  # a blank stays one
             return [reply] * len(asked.inputs)
         here += reply.outcome is Outcome.TIMEOUT

@@ -133,13 +133,13 @@ def read_for(plan: Plan, submission: Submission) -> Read:
     return Read(submission, definitions, notes)
 
 
-def grade_submission(plan: Plan, submission: Submission, slot: int = 0) -> SubmissionVerdict:
-    """The verdict on one ``submission`` by ``plan``; ``slot`` is a small number that no other has at the same time.
+def grade_submission(plan: Plan, submission: Submission) -> SubmissionVerdict:
+    """The verdict on one ``submission`` by ``plan``.
 
     Whatever the submission is, there is a verdict. A fault of the grader gives tasks that are UNGRADED.
     """
     try:
-        return _graded(plan, submission, slot)
+        return _graded(plan, submission)
     except Exception as error:  # whatever we did not think of costs this submission its verdict, and no other
         read = Read(
             submission, Definitions("", (), {}, ()), submission.notes, f"The grader failed: {error!r}", is_ours=True
@@ -147,13 +147,13 @@ def grade_submission(plan: Plan, submission: Submission, slot: int = 0) -> Submi
         return verdict_on(plan, read, ungraded(plan, read.fault))
 
 
-def _graded(plan: Plan, submission: Submission, slot: int) -> SubmissionVerdict:
+def _graded(plan: Plan, submission: Submission) -> SubmissionVerdict:
     read = read_for(plan, submission)
     if read.is_ours:
         return verdict_on(plan, read, ungraded(plan, read.fault))
     parcel = parcel_of(plan, read.definitions)
     try:
-        replies = {} if parcel is None else collected(parcel, plan.level, plan.kit, slot)
+        replies = {} if parcel is None else collected(parcel, plan.level, plan.kit)
     except WorkerFault as error:
         return verdict_on(plan, read, ungraded(plan, str(error)))
     return verdict_on(plan, read, judged_replies(plan, replies))
@@ -172,7 +172,6 @@ def parcel_of(plan: Plan, definitions: Definitions) -> Parcel | None:
             task.given,
             task.seconds,
             tuple({name: encode(value) for name, value in case.inputs.items()} for case in plan.cases[task.name]),
-            tuple(case.kind for case in plan.cases[task.name]),
             reachable(definitions.source, [task.function]),
         )
         for task in plan.module.tasks

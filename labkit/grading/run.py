@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import queue
 import shutil
 import tempfile
 from collections import Counter
@@ -191,19 +190,8 @@ def _here(plan: Plan, submissions: list[Submission], jobs: int) -> Iterator[Subm
     """The verdicts as they are done, ``jobs`` at a time; threads suffice, since each waits for a process of its own."""
     from joblib import Parallel, delayed
 
-    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for slot in range(jobs):
-        slots.put(slot)
-
-    def one(submission: Submission) -> SubmissionVerdict:
-        slot = slots.get()
-        try:
-            return grade_submission(plan, submission, slot)
-        finally:
-            slots.put(slot)
-
     running = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")
-    yield from running(delayed(one)(submission) for submission in submissions)
+    yield from running(delayed(grade_submission)(plan, submission) for submission in submissions)
 
 
 def _on_cluster(plan: Plan, submissions: list[Submission], address: str, unsafe: bool) -> Iterator[SubmissionVerdict]:

@@ -53,8 +53,8 @@ class WorkerFault(LabkitError):
 class Asked:
     """What a worker is asked about one task, and all that it learns of it: plain data.
 
-    ``inputs`` are those of each case, as `labkit.course.values.encode` writes them; ``kinds`` the kind of each, which the worker
-    is not told. ``source`` is what this task's function can come to use, '' for all that the submission defines.
+    ``inputs`` are those of each case, as `labkit.course.values.encode` writes them. ``source`` is what this task's function can
+    come to use, '' for all that the submission defines.
     """
 
     task: str
@@ -62,7 +62,6 @@ class Asked:
     given: tuple[str, ...]
     seconds: float
     inputs: tuple[dict[str, Any], ...]
-    kinds: tuple[str, ...] = ()
     source: str = ""
 
 
@@ -84,7 +83,6 @@ class Worker:
     level, kit : from `labkit.grading.isolation` and `labkit.grading.kit`
     source : the student's definitions
     imports : names of libraries that the source imports, loaded before any time is counted
-    slot : a small number that no other worker has at the same time
     patience : seconds of the wall clock for one case, after which the worker is gone whatever it says
 
     Raises
@@ -94,9 +92,9 @@ class Worker:
     """
 
     def __init__(
-        self, level: Isolation, kit: Kit, source: str, imports: Iterable[str], slot: int, patience: float | None = None
+        self, level: Isolation, kit: Kit, source: str, imports: Iterable[str], patience: float | None = None
     ) -> None:
-        self._level, self._kit, self._source, self._slot = level, kit, source, slot
+        self._level, self._kit, self._source = level, kit, source
         self._imports = sorted(set(imports))
         self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from labkit.course.build import built
+from labkit.course.build import answered_notebook, built
 from labkit.course.cases import draw_cases, result_of
 from labkit.course.loading import find_course, load_modules
 from labkit.course.release import write_release
@@ -49,13 +52,48 @@ def test_the_notebook_runs_with_its_answers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_cases_are_quick(name: str) -> None:
+def test_an_oracle_says_the_same_twice(name: str) -> None:
     for task in MODULES[name].tasks:
         cases = list(draw_cases(task, 3, mistakes=False))
         again = [result_of(task.oracle, case.inputs) for case in cases]
         assert all(task.judge.compare(a, c.expected, c.inputs) is None for a, c in zip(again, cases, strict=True)), (
-            f"{task.name}: its oracle does not say the same twice"
+            task.name
         )
+
+
+_EVERY_CHECK = """
+import json, sys, time
+begun = time.process_time()
+from labkit.course import check
+from labkit.course.checking import checked
+from labkit.course.cases import read_public
+from labkit.course.definitions import reachable, read_definitions
+from labkit.course.loading import module_of_text
+
+module = read_public(sys.argv[1])
+definitions = read_definitions(sys.argv[2])
+space = vars(module_of_text(reachable(definitions.source, [t.function for t in module.tasks]), "answered"))
+spent = []
+for task in module.tasks:
+    assert checked(module, task.name, space).passed
+    spent.append(time.process_time() - begun)
+    begun = time.process_time()
+print(json.dumps(spent))
+"""
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_check_is_quick(name: str, tmp_path: Path) -> None:
+    """In a new process: the first one with all imports, which a student has made before; then each by itself."""
+    path = tmp_path / "answered.ipynb"
+    path.write_text(answered_notebook(COURSE, MODULES[name].stem))
+    environment = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", _EVERY_CHECK, name, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=tmp_path)
+    first, *others = json.loads(done.stdout)
+    assert first < 6
+    by_task = dict(zip([task.name for task in MODULES[name].tasks[1:]], others, strict=True))
+    assert not {task: seconds for task, seconds in by_task.items() if seconds >= 2}
 
 
 def test_public_cases_stay_small() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.course.judges.base import Difference, as_array
+from labkit.course.judges.structural import plan_difference
 from labkit.course.judges.values import Exact, shortened
 from labkit.errors import QuantizationError
 
@@ -34,22 +35,7 @@ class BestPlanWithin:
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
         """No plan, or one over a budget of ``inputs``, or ``got`` loses more than ``expected``."""
-        losses, costs = np.asarray(inputs[self.losses], np.float64), np.asarray(inputs[self.costs], np.float64)
-        have, want = as_array(got), np.asarray(expected)
-        if have is None or have.shape != want.shape or have.dtype.kind not in "iu":
-            return Exact().compare(got, expected, inputs)
-        layers, choices = losses.shape
-        if np.any((have < 0) | (have >= choices)):
-            return Difference("An index must name a choice.", "", f"0 to {choices - 1}", shortened(got))
-        rows = np.arange(layers)
-        for number, (table, budget) in enumerate(zip(costs, inputs[self.budgets], strict=True)):
-            if (spent := float(table[rows, have].sum())) > float(budget):
-                message = f"The plan is over budget number {number}."
-                return Difference(message, "", f"a cost of at most {float(budget):g}", f"{spent:g}")
-        loss, best = float(losses[rows, have].sum()), float(losses[rows, want].sum())
-        if loss > best + (self.slack - 1) * abs(best) + 1e-9 * max(1.0, abs(best)):
-            return Difference("A plan within the budgets loses less.", "", f"a loss of {best:.6g}", f"{loss:.6g}")
-        return None
+        return plan_difference(got, expected, inputs[self.losses], inputs[self.costs], inputs[self.budgets], self.slack)
 
     def same(self, got: Any, other: Any) -> bool:
         """Whether ``got`` and ``other`` are the same indices."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from labkit.course.judges.base import Difference, as_array
 from labkit.course.judges.values import Exact, shortened
 
-__all__ = ["BestPlan", "RoundingChoice"]
+__all__ = ["BestPlan", "RoundingChoice", "plan_difference"]
 
 
 @dataclass(frozen=True)
@@ -84,22 +85,42 @@ class BestPlan:
 
     def compare(self, got: Any, expected: Any, inputs: Mapping[str, Any]) -> Difference | None:
         """What is wrong with ``got``: no plan, over the budget of ``inputs``, or a loss above that of ``expected``."""
-        losses, costs = np.asarray(inputs[self.losses], np.float64), np.asarray(inputs[self.costs], np.float64)
-        have, want = as_array(got), np.asarray(expected)
-        if have is None or have.shape != want.shape or have.dtype.kind not in "iu":
-            return Exact().compare(got, expected, inputs)
-        layers, choices = losses.shape
-        if np.any((have < 0) | (have >= choices)):
-            return Difference("An index must name a choice.", "", f"0 to {choices - 1}", shortened(got))
-        rows = np.arange(layers)
-        spent, budget = float(costs[rows, have].sum()), float(inputs[self.budget])
-        if spent > budget:
-            return Difference("The plan is over the budget.", "", f"a cost of at most {budget:g}", f"{spent:g}")
-        loss, best = float(losses[rows, have].sum()), float(losses[rows, want].sum())
-        if loss > best + (self.slack - 1) * abs(best) + 1e-9 * max(1.0, abs(best)):
-            return Difference("A plan within the budget loses less.", "", f"a loss of {best:.6g}", f"{loss:.6g}")
-        return None
+        return plan_difference(
+            got, expected, inputs[self.losses], [inputs[self.costs]], [inputs[self.budget]], self.slack
+        )
 
     def same(self, got: Any, other: Any) -> bool:
         """``got`` has the indices of ``other``."""
         return Exact().same(got, other)
+
+
+def plan_difference(
+    got: Any, expected: Any, losses: ArrayLike, tables: ArrayLike, budgets: Sequence[float], slack: float
+) -> Difference | None:
+    """What is wrong with the plan ``got``: no plan, over a budget, or a loss above ``slack`` times that of ``expected``.
+
+    Parameters
+    ----------
+    got, expected : one index a layer
+    losses : real numbers [layers, choices]
+    tables : costs, real numbers [budgets, layers, choices]
+    budgets : the largest total of each table
+    slack : 1 or more
+    """
+    lost, costs = np.asarray(losses, np.float64), np.asarray(tables, np.float64)
+    have, want = as_array(got), np.asarray(expected)
+    if have is None or have.shape != want.shape or have.dtype.kind not in "iu":
+        return Exact().compare(got, expected, {})
+    layers, choices = lost.shape
+    if np.any((have < 0) | (have >= choices)):
+        return Difference("An index must name a choice.", "", f"0 to {choices - 1}", shortened(got))
+    rows = np.arange(layers)
+    for number, (table, budget) in enumerate(zip(costs, budgets, strict=True)):
+        if (spent := float(table[rows, have].sum())) > float(budget):
+            which = "the budget" if len(costs) == 1 else f"budget number {number}"
+            return Difference(f"The plan is over {which}.", "", f"a cost of at most {float(budget):g}", f"{spent:g}")
+    loss, best = float(lost[rows, have].sum()), float(lost[rows, want].sum())
+    if loss > best + (slack - 1) * abs(best) + 1e-9 * max(1.0, abs(best)):
+        within = "the budget" if len(costs) == 1 else "the budgets"
+        return Difference(f"A plan within {within} loses less.", "", f"a loss of {best:.6g}", f"{loss:.6g}")
+    return None

@@ -197,7 +197,7 @@ def level(request: pytest.FixtureRequest) -> Isolation:
 
 @pytest.fixture(scope="module")
 def worker(level: Isolation, kit: Kit) -> Iterator[Worker]:
-    with Worker(level, kit, SOURCE, ("torch", "numba", "scipy", "numpy"), 0) as made:
+    with Worker(level, kit, SOURCE, ("torch", "numba", "scipy", "numpy")) as made:
         yield made
 
 
@@ -300,7 +300,7 @@ def test_what_kills_its_own_costs_itself_only(ask: Ask) -> None:
 
 @needs_root
 def test_leftovers_end_with_the_worker(level: Isolation, kit: Kit) -> None:
-    with Worker(level, kit, SOURCE, (), 0) as worker:
+    with Worker(level, kit, SOURCE, ()) as worker:
         uid = int(asked_of(worker, "user").value)
         assert uid in USERS
         assert processes_of(uid)
@@ -310,7 +310,7 @@ def test_leftovers_end_with_the_worker(level: Isolation, kit: Kit) -> None:
 
 @needs_root
 def test_processes_are_few_and_all_end(level: Isolation, kit: Kit) -> None:
-    with Worker(level, kit, SOURCE, (), 0) as worker:
+    with Worker(level, kit, SOURCE, ()) as worker:
         uid = int(asked_of(worker, "user").value)
         reply = asked_of(worker, "bombs")
         assert reply.outcome is Outcome.KILLED or 0 < reply.value < 100
@@ -319,7 +319,7 @@ def test_processes_are_few_and_all_end(level: Isolation, kit: Kit) -> None:
 
 @needs_root
 def test_two_workers_are_two_users(level: Isolation, kit: Kit) -> None:
-    with Worker(level, kit, SOURCE, (), 0) as one, Worker(level, kit, SOURCE, (), 0) as two:
+    with Worker(level, kit, SOURCE, ()) as one, Worker(level, kit, SOURCE, ()) as two:
         assert asked_of(one, "user").value != asked_of(two, "user").value
 
 
@@ -411,7 +411,7 @@ def test_bubblewrap_without_root(tmp_path_factory: pytest.TempPathFactory, kit: 
             "from labkit.grading.worker import Asked, Worker\n"
             "level = probe(); print(level.name)\n"
             "with tempfile.TemporaryDirectory() as folder, "
-            "Worker(level, write_kit(Path(folder), ()), sys.argv[1], ('numpy',), 0) as worker:\n"
+            "Worker(level, write_kit(Path(folder), ()), sys.argv[1], ('numpy',)) as worker:\n"
             "    for function in ('rises', 'parses'):\n"
             "        print(worker.ask(Asked('m90.q1', function, (), 5.0, ({},)), 0, 5.0).value)\n"
         )
@@ -453,5 +453,5 @@ def test_an_installed_labkit_is_covered(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_all_of_a_library_is_there(level: Isolation, kit: Kit) -> None:
     source = "from numpy import *\nfrom scipy import *\ndef both():\n    return [float(sign(-2.0)), float(stats.norm.cdf(0.0))]\n"
-    with Worker(level, kit, source, ("numpy", "scipy"), 0) as worker:
+    with Worker(level, kit, source, ("numpy", "scipy")) as worker:
         assert asked_of(worker, "both").value == [-1.0, 0.5]

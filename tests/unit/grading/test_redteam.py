@@ -30,7 +30,7 @@ def _named(*names: str) -> list[Attack]:
 
 
 def test_the_list_is_long_and_leaves_nothing_out() -> None:
-    assert len(ATTACKS) >= 80
+    assert len(ATTACKS) > 200, "what docs/grading.md says"
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
     for category in CATEGORIES:
         assert sum(attack.category == category for attack in ATTACKS) >= 12
@@ -82,10 +82,10 @@ pages._environment().autoescape = False
 _FALLS = """
 import os, labkit.grading.run as run
 from labkit.grading.grade import grade_submission
-def falls(plan, submission, slot=0):
+def falls(plan, submission):
     if submission.student == "forge-verdict":
         os._exit(9)
-    return grade_submission(plan, submission, slot)
+    return grade_submission(plan, submission)
 run.grade_submission = falls
 """
 _LEAVES = """

@@ -64,5 +64,5 @@ def test_inputs_may_be_called_like_the_marks_of_values(tmp_path: Path, sandbox: 
     kit_folder.mkdir()
     kit = write_kit(kit_folder, ())
     asked = Asked("m90.q1", "f", (), 5.0, ({"real": 1.5, "array": 2, "made": 3},))
-    with Worker(probe(), kit, "def f(real, array, made):\n    return [real, array, made]\n", (), 0) as worker:
+    with Worker(probe(), kit, "def f(real, array, made):\n    return [real, array, made]\n", ()) as worker:
         assert worker.ask(asked, 0, 5.0).value == [1.5, 2, 3]
