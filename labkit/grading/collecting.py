@@ -47,8 +47,10 @@ def collected(parcel: Parcel, level: Isolation, kit: Kit) -> dict[str, Sequence[
 _PATIENT = 3
 """Cases of a submission that may run into their limit before it gets shorter."""
 _SHORT = 0.1
-"""The share of its time that a case gets after that: still many times what a right answer needs. With two seconds a case, a loop in
-each of ten tasks ends within 10 s."""
+"""The share of its time that a case gets after that: still many times what a right answer needs.
+
+With two seconds a case, a loop in each of ten tasks ends within 10 s.
+"""
 
 
 def _replies(worker: Worker, asked: Asked, late: int) -> list[Reply]:
