@@ -26,11 +26,12 @@ _CONNECT_SECONDS = 20
 
 
 def collect_there(
-    parcel: Parcel, modules: Sequence[str], version: str, unsafe: bool
+    parcel: Parcel, modules: Sequence[str], version: str, unsafe: bool, isolation: str = ""
 ) -> tuple[dict[str, Sequence[Reply]], str]:
     """On a worker of the cluster: the replies to ``parcel``, and how it was shut in there.
 
-    ``modules`` make the kit, ``version`` is the labkit of who asks, ``unsafe`` goes on without isolation.
+    ``modules`` make the kit, ``version`` is the labkit of who asks, ``unsafe`` goes on without isolation,
+    ``isolation`` is the level to take and no other, '' for what ``LABKIT_ISOLATION`` says there, or else for the best.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def collect_there(
     """
     if version != __version__:
         raise WorkerFault(f"This worker has labkit {__version__}, and {version} grades. Install the same on both.")
-    level = probe(unsafe)
+    level = probe(unsafe, isolation)
     folder = Path(tempfile.mkdtemp(prefix="labkit-kit-"))
     try:
         folder.chmod(0o755)
@@ -52,7 +53,7 @@ def collect_there(
 
 
 def collected_on(
-    address: str, parcels: Mapping[str, Parcel], modules: Sequence[str], unsafe: bool = False
+    address: str, parcels: Mapping[str, Parcel], modules: Sequence[str], unsafe: bool = False, isolation: str = ""
 ) -> Iterator[tuple[str, dict[str, Sequence[Reply]] | None, str]]:
     """(student, replies, isolation) for each of ``parcels`` as they are done; None and the reason where a worker failed.
 
@@ -62,6 +63,7 @@ def collected_on(
     parcels : by student
     modules : what the kit is made of
     unsafe : go on without isolation where there is none
+    isolation : ``bubblewrap`` or ``lockdown`` and nothing else; '' for what each worker's own ``LABKIT_ISOLATION`` says
 
     Raises
     ------
@@ -83,7 +85,7 @@ def collected_on(
     with client:
         futures = {
             client.submit(
-                collect_there, parcel, tuple(modules), __version__, unsafe, pure=False, retries=_TRIES
+                collect_there, parcel, tuple(modules), __version__, unsafe, isolation, pure=False, retries=_TRIES
             ): student
             for student, parcel in parcels.items()
         }

@@ -8,10 +8,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from labkit.grading.isolation import Isolation
-from labkit.grading.kit import Kit
+from labkit.grading.kit import Kit, library_for
 from labkit.grading.outcomes import Outcome
+from labkit.grading.pool import Pool
 from labkit.grading.worker import Asked, Reply, Worker
 
 __all__ = ["Parcel", "collected"]
@@ -33,11 +35,11 @@ class Parcel:
     patience: float | None = None
 
 
-def collected(parcel: Parcel, level: Isolation, kit: Kit) -> dict[str, Sequence[Reply]]:
-    """The replies to every case of ``parcel`` by task, from a worker in ``level`` with ``kit``."""
+def collected(parcel: Parcel, level: Isolation, kit: Kit, pool: Pool | None = None) -> dict[str, Sequence[Reply]]:
+    """The replies to every case of ``parcel`` by task, from a worker in ``level`` with ``kit``; forked, where ``pool`` can."""
     found: dict[str, Sequence[Reply]] = {}
     late = 0
-    with Worker(level, kit, parcel.source, _imports(parcel.source), parcel.patience) as worker:
+    with Worker(level, kit, parcel.source, _imports(parcel, kit), parcel.patience, pool) as worker:
         for asked in parcel.asked:
             found[asked.task] = _replies(worker, asked, late)
             late += sum(reply.outcome is Outcome.TIMEOUT and not reply.message for reply in found[asked.task])
@@ -73,11 +75,18 @@ def _replies(worker: Worker, asked: Asked, late: int) -> list[Reply]:
     return replies
 
 
-def _imports(source: str) -> set[str]:
+def _imports(parcel: Parcel, kit: Kit) -> set[str]:
+    """The libraries that the source of ``parcel`` imports, and what its tasks are given and handed, wherever it does."""
+    given = {text for asked in parcel.asked for text, _ in library_for(asked.given, asked.inputs, kit.files).values()}
+    return {name for text in (parcel.source, *given) for name in _imported(text)}
+
+
+@lru_cache(256)
+def _imported(source: str) -> frozenset[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module.split(".")[0])
-    return found
+    return frozenset(found)

@@ -23,6 +23,7 @@ from labkit.grading.judging import judged
 from labkit.grading.kit import Kit, ingredients_of
 from labkit.grading.likeness import fingerprints
 from labkit.grading.outcomes import Outcome, QuestionVerdict, SubmissionVerdict, TaskVerdict
+from labkit.grading.pool import Pool
 from labkit.grading.submissions import Submission, files_within, read_submission
 from labkit.grading.worker import Asked, Reply, WorkerFault
 
@@ -51,7 +52,8 @@ _MOST_NOTES = 20
 class Plan:
     """Everything that grading a module needs, the same for every submission.
 
-    ``cases`` holds each task's cases by its name; ``manual`` the points for open questions by (student, question).
+    ``cases`` holds each task's cases by its name; ``manual`` the points for open questions by (student, question),
+    ``pool`` what workers are forked from, where it is not None.
     """
 
     module: Module
@@ -61,6 +63,7 @@ class Plan:
     kit: Kit
     manual: Mapping[tuple[str, str], Fraction]
     patience: float | None = None
+    pool: Pool | None = None
 
 
 def read_or_make_seed(path: Path) -> str:
@@ -153,7 +156,7 @@ def _graded(plan: Plan, submission: Submission) -> SubmissionVerdict:
         return verdict_on(plan, read, ungraded(plan, read.fault))
     parcel = parcel_of(plan, read.definitions)
     try:
-        replies = {} if parcel is None else collected(parcel, plan.level, plan.kit)
+        replies = {} if parcel is None else collected(parcel, plan.level, plan.kit, plan.pool)
     except WorkerFault as error:
         return verdict_on(plan, read, ungraded(plan, str(error)))
     return verdict_on(plan, read, judged_replies(plan, replies))

@@ -28,7 +28,16 @@ from labkit.errors import InputError, LabkitError
 from labkit.grading.kit import Kit
 from labkit.grading.spare import Spare
 
-__all__ = ["LEVELS", "Isolation", "levels", "probe", "spare_of", "worker_command", "worker_environment"]
+__all__ = [
+    "LEVELS",
+    "Isolation",
+    "forker_command",
+    "levels",
+    "probe",
+    "spare_of",
+    "worker_command",
+    "worker_environment",
+]
 
 LEVELS = ("bubblewrap", "lockdown")  # the safest first
 _TMP_BYTES = 64 << 20
@@ -256,7 +265,7 @@ def spare_of(level: Isolation) -> Spare | None:
 
 
 def worker_command(level: Isolation, kit: Kit, uid: int, requests: int, replies: int) -> list[str]:
-    """The command that starts a worker in ``level``.
+    """The command that starts a worker in ``level``, in a sandbox of its own.
 
     Parameters
     ----------
@@ -265,15 +274,32 @@ def worker_command(level: Isolation, kit: Kit, uid: int, requests: int, replies:
     uid : the user that it becomes, from `spare_of`; -1 to stay
     requests, replies : the file descriptors that it inherits
     """
-    pipes = [str(requests), str(replies)]
-    packages, folder = sysconfig.get_path("purelib"), str(kit.folder)
-    if level.lock:
-        nursery = [_python(level), "-I", f"{folder}/nursery.py", packages, folder]
-        return [*nursery, *pipes, str(uid), "alone", json.dumps(level.lock)]
-    if not level.bwrap:
-        return [sys.executable, "-I", f"{folder}/nursery.py", packages, folder, *pipes, "-1", "among others"]
-    inside = [_python(level), "-I", "/kit/nursery.py", "/packages", "/kit", *pipes, str(uid), "alone"]
-    return [*_shell(level, kit), *inside]
+    is_shut_in = bool(level.bwrap or level.lock)
+    numbers = f"{requests}, {replies}, {uid if is_shut_in else -1}, {is_shut_in}"
+    return _inside(level, kit, f"from labkit.grading.nursery import main; main(*sys.argv[1:3], {numbers}, sys.argv[3])")
+
+
+def forker_command(level: Isolation, kit: Kit, control: int) -> list[str]:
+    """The command that starts in ``level`` what forks workers (`labkit.grading.forker`).
+
+    Parameters
+    ----------
+    level : from `probe`, one that shuts in
+    kit : what it and its workers may see of labkit
+    control : the file descriptor of the socket that it inherits
+    """
+    return _inside(
+        level, kit, f"from labkit.grading.forker import main; main(*sys.argv[1:3], {control}, sys.argv[3])", forks=True
+    )
+
+
+def _inside(level: Isolation, kit: Kit, program: str, forks: bool = False) -> list[str]:
+    code = f"import sys; sys.path[:0] = sys.argv[1:3]; {program}"
+    if level.bwrap:
+        return [*_shell(level, kit, forks), _python(level), "-I", "-c", code, "/kit", "/packages", ""]
+    lock = json.dumps(level.lock) if level.lock else ""
+    python = _python(level) if level.lock else sys.executable
+    return [python, "-I", "-c", code, str(kit.folder), sysconfig.get_path("purelib"), lock]
 
 
 def worker_environment(level: Isolation) -> dict[str, str]:
@@ -299,7 +325,8 @@ def _python(level: Isolation) -> str:
     return path if os.path.exists(path) else sys.executable
 
 
-def _shell(level: Isolation, kit: Kit | None) -> list[str]:
+def _shell(level: Isolation, kit: Kit | None, forks: bool = False) -> list[str]:
+    """The command of bubblewrap up to the program; one that ``forks`` workers may still make namespaces, which these may not."""
     arguments = [level.bwrap, "--die-with-parent", "--new-session", "--clearenv"]
     arguments += [
         "--unshare-ipc",
@@ -312,7 +339,7 @@ def _shell(level: Isolation, kit: Kit | None) -> list[str]:
     if level.is_root:
         arguments += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
-        arguments += ["--unshare-user", "--disable-userns"]
+        arguments += ["--unshare-user"] if forks else ["--unshare-user", "--disable-userns"]
     shown = {}
     for place in ("/usr", "/lib", "/lib64", "/bin"):
         if os.path.islink(place):

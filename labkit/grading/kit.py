@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ Sources = dict[str, tuple[str, bool]]
 """Modules by their names: the text of each, and whether it is a package."""
 
 _ALWAYS = ("labkit.course.values", "labkit.course.judges.base", "labkit.course.ingredients")
+_PROGRAM = ("answering", "apart", "forker", "frames", "givens", "lockdown", "nursery")
+"""The modules of this package that run inside; everything else of it is on the trusted side."""
 _INGREDIENTS = "labkit.course.ingredients"
 _LIBRARY = Path(__file__).parents[1]
 
@@ -35,13 +37,13 @@ class Kit:
     folder : what a worker can read
     modules : what it imports from there before it reads a submission
     files : all modules that lie in the folder
-    library : the whole of what tasks are given, which a worker imports once, so that the libraries behind it are there, and drops
+    behind : the modules of other libraries that stand behind what tasks are given, to be imported before any time is counted
     """
 
     folder: Path
     modules: tuple[str, ...]
     files: frozenset[str] = frozenset()
-    library: Sources = field(default_factory=dict, compare=False)
+    behind: tuple[str, ...] = ()
 
 
 def ingredients_of(value: Any) -> set[str]:
@@ -57,17 +59,31 @@ def ingredients_of(value: Any) -> set[str]:
 
 
 def write_kit(folder: Path, wanted: Iterable[str]) -> Kit:
-    """Write what every worker needs into ``folder``, and collect the modules ``wanted`` with all that they import."""
+    """Write what every worker needs into ``folder``, and find out what stands behind the modules ``wanted``."""
     always = _closure(dict.fromkeys(_ALWAYS), frozenset(), cut=False)
     for name, (text, is_package) in always.items():
         parts = name.split(".")
         target = folder.joinpath(*parts, "__init__.py") if is_package else folder.joinpath(*parts).with_suffix(".py")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(text, "utf-8")
-    for name in ("nursery.py", "lockdown.py"):
-        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+    (folder / "labkit" / "grading").mkdir()
+    (folder / "labkit" / "grading" / "__init__.py").touch()
+    for name in _PROGRAM:
+        shutil.copyfile(Path(__file__).with_name(f"{name}.py"), folder / "labkit" / "grading" / f"{name}.py")
     files = frozenset(always)
-    return Kit(folder, _ALWAYS, files, _closure(dict.fromkeys(wanted), files, cut=False))
+    return Kit(folder, _ALWAYS, files, _behind(_closure(dict.fromkeys(wanted), files, cut=False)))
+
+
+def _behind(sources: Sources) -> tuple[str, ...]:
+    """The modules outside of labkit that ``sources`` import when they are imported; some of the names may be no modules."""
+    found = set()
+    for text, _ in sources.values():
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return tuple(sorted(name for name in found if name.split(".")[0] not in ("labkit", "__future__")))
 
 
 def library_for(given: Iterable[str], inputs: Iterable[Any], files: frozenset[str]) -> Sources:

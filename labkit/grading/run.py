@@ -38,6 +38,7 @@ from labkit.grading.isolation import Isolation, probe
 from labkit.grading.kit import write_kit
 from labkit.grading.outcomes import SubmissionVerdict
 from labkit.grading.pages import feedback_page, summary_page
+from labkit.grading.pool import Pool
 from labkit.grading.records import as_json, grades_csv, gradescope_results, receipt, verdict_from, verdict_record
 from labkit.grading.submissions import Submission, find_submissions
 
@@ -99,7 +100,8 @@ def prepared(
     try:
         folder.chmod(0o755)  # workers are other users
         kit = write_kit(folder, kit_modules(module, cases))
-        yield Plan(module, cases, seed, level, kit, manual or {}, patience)
+        with Pool(level, kit) as pool:
+            yield Plan(module, cases, seed, level, kit, manual or {}, patience, pool)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -171,7 +173,7 @@ def grade_folder(
         for number, verdict in enumerate(verdicts, 1):
             tell(number, len(chosen), verdict.student)
         rest = [submission for submission in chosen if submission.student not in earlier]
-        running = _on_cluster(plan, rest, cluster, unsafe) if cluster else _here(plan, rest, jobs)
+        running = _on_cluster(plan, rest, cluster, unsafe, isolation) if cluster else _here(plan, rest, jobs)
         for verdict in running:
             _write(out, verdict, plan, secret, inputs)
             verdicts.append(verdict)
@@ -194,7 +196,9 @@ def _here(plan: Plan, submissions: list[Submission], jobs: int) -> Iterator[Subm
     yield from running(delayed(grade_submission)(plan, submission) for submission in submissions)
 
 
-def _on_cluster(plan: Plan, submissions: list[Submission], address: str, unsafe: bool) -> Iterator[SubmissionVerdict]:
+def _on_cluster(
+    plan: Plan, submissions: list[Submission], address: str, unsafe: bool, isolation: str
+) -> Iterator[SubmissionVerdict]:
     """The verdicts as the workers of a cluster bring values; what needs no worker comes first."""
     reads = {submission.student: read_for(plan, submission) for submission in submissions}
     parcels = {}
@@ -206,7 +210,7 @@ def _on_cluster(plan: Plan, submissions: list[Submission], address: str, unsafe:
             yield verdict_on(plan, read, ungraded(plan, read.fault) if read.is_ours else judged_replies(plan, {}))
     if parcels:
         for student, replies, says in collected_on(
-            address, parcels, sorted(kit_modules(plan.module, plan.cases)), unsafe
+            address, parcels, sorted(kit_modules(plan.module, plan.cases)), unsafe, isolation
         ):
             if replies is None:
                 yield verdict_on(plan, reads[student], ungraded(plan, says))

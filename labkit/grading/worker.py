@@ -6,9 +6,7 @@ import json
 import os
 import secrets
 import select
-import signal
 import struct
-import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -20,20 +18,19 @@ from labkit.course.ingredients import Made
 from labkit.course.judges.base import plain
 from labkit.course.values import decode
 from labkit.errors import InputError, LabkitError
-from labkit.grading.isolation import Isolation, spare_of, worker_command, worker_environment
+from labkit.grading.isolation import Isolation, spare_of, worker_command
 from labkit.grading.kit import Kit, library_for
+from labkit.grading.limits import START_SECONDS, worker_limits
 from labkit.grading.outcomes import Outcome
-from labkit.grading.watching import TICK, Watch, children_of
+from labkit.grading.pool import Pool
+from labkit.grading.processes import Inside, Started
+from labkit.grading.watching import TICK, Watch
 
 __all__ = ["Asked", "Reply", "Worker", "WorkerFault"]
 
 _MOST = 1 << 22  # bytes of one reply; a case's value has some hundred
-_START_SECONDS = 120.0  # a cold import of torch on a loaded machine
-_MEMORY = 4 << 30  # bytes of address space
-_FILE_BYTES = 16 << 20
 _SEND_SECONDS = 30.0
 _DEAF = 12.0  # processor seconds over a case's own limit, of which its definitions may take ten
-_END_SECONDS = 10.0
 
 _OUTCOMES = {
     "error": Outcome.ERROR,
@@ -84,6 +81,7 @@ class Worker:
     source : the student's definitions
     imports : names of libraries that the source imports, loaded before any time is counted
     patience : seconds of the wall clock for one case, after which the worker is gone whatever it says
+    pool : what it is forked from, where that can be; else, or with None, a sandbox of its own is started for it
 
     Raises
     ------
@@ -92,12 +90,18 @@ class Worker:
     """
 
     def __init__(
-        self, level: Isolation, kit: Kit, source: str, imports: Iterable[str], patience: float | None = None
+        self,
+        level: Isolation,
+        kit: Kit,
+        source: str,
+        imports: Iterable[str],
+        patience: float | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self._level, self._kit, self._source = level, kit, source
         self._imports = sorted(set(imports))
-        self._patience = patience
-        self._process: subprocess.Popen[bytes] | None = None
+        self._patience, self._pool = patience, pool
+        self._process: Inside | None = None
         self._down = self._up = -1
         self._start()
 
@@ -117,18 +121,13 @@ class Worker:
         uid = self._spare.uid if self._spare is not None else -1
         theirs_in, self._down = os.pipe()
         self._up, theirs_out = os.pipe()
-        command = worker_command(self._level, self._kit, uid, theirs_in, theirs_out)
         try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(theirs_in, theirs_out),
-                env=worker_environment(self._level),
-                start_new_session=True,
-            )
+            forked = None if self._pool is None else self._pool.fork(self._imports, uid, theirs_in, theirs_out)
+            command = worker_command(self._level, self._kit, uid, theirs_in, theirs_out)
+            self._process = forked or Started(self._level, command, (theirs_in, theirs_out))
         except OSError as error:
+            for fd in (self._down, self._up):
+                os.close(fd)
             if self._spare is not None:
                 self._spare.close()
             raise WorkerFault(f"A worker could not be started: {error}.") from error
@@ -136,19 +135,17 @@ class Worker:
             os.close(theirs_in)
             os.close(theirs_out)
         os.set_blocking(self._down, False)
-        limits = {"AS": _MEMORY, "FSIZE": _FILE_BYTES, "NOFILE": 256, "CORE": 0}
-        if self._level.is_root:
-            limits["NPROC"] = 64  # of its own user, who has no other processes
         setup = {
-            "source": self._source,
             "imports": self._imports,
             "kit": list(self._kit.modules),
-            "library": self._kit.library,
-            "limits": {name: [value, value] for name, value in limits.items()},
+            "behind": self._kit.behind,
+            "limits": worker_limits(own_user=self._level.is_root),
         }
         try:
-            self._send({"setup": setup})
-            reply = self._receive(_START_SECONDS)
+            if forked is None:
+                self._send({"setup": setup})
+            self._send({"source": self._source})
+            reply = self._receive(START_SECONDS)
         except (OSError, ValueError, TimeoutError) as error:
             self.close()
             raise WorkerFault(f"A worker did not start: {type(error).__name__} {error}.") from error
@@ -162,7 +159,7 @@ class Worker:
         Raises
         ------
         WorkerFault
-            The worker could not be started again after it was lost.
+            The worker could not be started again after it was lost, or was lost by no doing of its own.
         """
         if self._process is None:
             self._start()
@@ -183,21 +180,24 @@ class Worker:
             self._send(request)
             reply = self._receive(wall, Watch(self._process.pid, seconds + _DEAF))
         except TimeoutError as error:
-            self.close()
-            return Reply(Outcome.TIMEOUT, message=str(error))
+            return self._lost(Outcome.TIMEOUT, str(error))
         except MemoryError:
-            self.close()
-            return Reply(Outcome.MEMORY, message="its processes together took too much memory")
+            return self._lost(Outcome.MEMORY, "its processes together took too much memory")
         except (OSError, ValueError, RecursionError):
-            self.close()
-            return Reply(Outcome.PROTOCOL, message="the answer was damaged")
+            return self._lost(Outcome.PROTOCOL, "the answer was damaged")
         if reply is None:
-            self.close()
-            return Reply(Outcome.KILLED, message="the worker was gone")
+            return self._lost(Outcome.KILLED, "the worker was gone")
         if not isinstance(reply, dict) or reply.get("nonce") != nonce:
-            self.close()
-            return Reply(Outcome.PROTOCOL, message="the answer was not to this question")
+            return self._lost(Outcome.PROTOCOL, "the answer was not to this question")
         return _reply(reply)
+
+    def _lost(self, outcome: Outcome, message: str) -> Reply:
+        """End the worker, and say why, unless it was lost by no doing of its own."""
+        is_orphan = self._process is not None and self._process.is_orphan
+        self.close()
+        if is_orphan:
+            raise WorkerFault("What its worker was forked from has ended.")
+        return Reply(outcome, message=message)
 
     def _send(self, data: Any) -> None:
         text = json.dumps(data).encode()
@@ -246,18 +246,7 @@ class Worker:
         for fd in (self._down, self._up):
             with suppress(OSError):
                 os.close(fd)
-        if self._level.bwrap:
-            # The first process of the namespace takes all others with it, and is waited for by bubblewrap: when that has
-            # ended, the namespace is empty, and the user has no process left that counts against the next one's limit.
-            for inner in children_of(process.pid):
-                with suppress(OSError):
-                    os.kill(inner, signal.SIGKILL)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_END_SECONDS)
-        with suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.kill()
-        process.wait()
+        process.end()
         if self._spare is not None:
             self._spare.close()
 

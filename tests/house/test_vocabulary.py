@@ -41,7 +41,8 @@ _UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelv
 _UNSAFE_CALLS = {"eval", "exec"}
 EXCEPTIONS = {
     "kernels/jit.py": "Numba's compiled code has no other form on disk; it stays in the user's own cache",
-    "grading/nursery.py": "It is the inside of the sandbox: to run what a submission says is what it is for",
+    "grading/answering.py": "It is the inside of the sandbox: to run what a submission says is what it is for",
+    "grading/givens.py": "It is the inside of the sandbox, where what a task is given lies in no file",
 }
 
 

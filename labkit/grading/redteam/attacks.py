@@ -22,8 +22,9 @@ __all__ = [
     "stored",
 ]
 
-CATEGORIES = ("honest", "crash", "exhaustion", "forgery", "theft", "host", "notebook")
-"""Odd but right; crashing; using things up; inventing marks; taking what is not theirs; archives, names, pages; damaged files."""
+CATEGORIES = ("honest", "crash", "exhaustion", "forgery", "theft", "siblings", "host", "notebook")
+"""Odd but right; crashing; using things up; inventing marks; taking what is not theirs; other students of the run;
+archives, names, pages; damaged files."""
 
 FULL = 12
 """The points of the target's three tasks, 4 each."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.grading.redteam import crash, damage, exhaustion, forgery, honest, host, theft
+from labkit.grading.redteam import crash, damage, exhaustion, forgery, honest, host, siblings, theft
 from labkit.grading.redteam.attacks import Attack
 
 __all__ = ["ATTACKS"]
@@ -13,6 +13,7 @@ ATTACKS: tuple[Attack, ...] = (
     *exhaustion.ATTACKS,
     *forgery.ATTACKS,
     *theft.ATTACKS,
+    *siblings.ATTACKS,
     *host.ATTACKS,
     *damage.ATTACKS,
 )

@@ -7,9 +7,9 @@ from labkit.grading.redteam.attacks import OTHERS, Attack, answers, script
 __all__ = ["ATTACKS"]
 
 
-def _crash(name: str, tries: str, body: str, top: str = "", points: int = OTHERS) -> Attack:
+def _crash(name: str, tries: str, body: str, top: str = "") -> Attack:
     inner = "".join(f"    {line}\n" for line in body.split("\n"))
-    return script(f"crash-{name}", "crash", tries, f"{answers('away')}{top}\ndef away(x):\n{inner}", points)
+    return script(f"crash-{name}", "crash", tries, f"{answers('away')}{top}\ndef away(x):\n{inner}", OTHERS)
 
 
 ATTACKS = (
@@ -71,7 +71,6 @@ import os
 class Early:
     os._exit(0)
 """,
-        0,
     ),
     _crash(
         "default",
@@ -81,7 +80,6 @@ class Early:
 def f(x, a=(_ for _ in ()).throw(SystemExit)):
     return x
 """,
-        0,
     ),
     _crash("returns-nothing", "returns None", "return None"),
     _crash("returns-odd", "returns an object, a generator, itself", "return [x, iter(x), away, object()]"),

@@ -7,12 +7,10 @@ from labkit.grading.redteam.attacks import OTHERS, Attack, answers, script
 __all__ = ["ATTACKS"]
 
 
-def _greedy(
-    name: str, tries: str, body: str, points: int = OTHERS, *, least: int = -1, slow: bool = False, top: str = ""
-) -> Attack:
+def _greedy(name: str, tries: str, body: str, *, least: int = -1, slow: bool = False, top: str = "") -> Attack:
     inner = "".join(f"    {line}\n" for line in body.split("\n"))
     code = f"import os, sys, time\n{answers('away')}{top}\ndef away(x):\n{inner}"
-    return script(f"exhaust-{name}", "exhaustion", tries, code, points, least=least, slow=slow)
+    return script(f"exhaust-{name}", "exhaustion", tries, code, OTHERS, least=least, slow=slow)
 
 
 _FORK = """
@@ -205,7 +203,6 @@ return for_ever()""",
         "definitions",
         "a class whose body never ends",
         "return Slow",
-        0,
         slow=True,
         top="""\
 class Slow:

@@ -170,7 +170,7 @@ return 1""",
         """\
 import sys, types
 for name in list(sys.modules):
-    if name.startswith(('labkit', 'nursery', '__main__')):
+    if name.startswith(('labkit', '__main__')):
         sys.modules[name] = types.ModuleType(name)
 return 1""",
     ),
@@ -180,8 +180,8 @@ return 1""",
         """\
 import gc
 for o in gc.get_objects():
-    if isinstance(o, dict) and '_serve' in o and '_write' in o:
-        o['encode'] = o['plain'] = lambda v: 0
+    if isinstance(o, dict) and 'write_frame' in o and 'read_frame' in o:
+        o['encode'] = o['plain'] = o['serve'] = o['answer'] = lambda *a: 0
         o['_said'] = lambda e: 'pass'
 return 1""",
     ),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
 from labkit.grading import collecting
 from labkit.grading.collecting import Parcel, collected
+from labkit.grading.isolation import Isolation
+from labkit.grading.kit import Kit
 from labkit.grading.outcomes import Outcome
 from labkit.grading.worker import Asked, Reply
 
@@ -38,7 +41,7 @@ def run(monkeypatch: pytest.MonkeyPatch, slow: set[int], tasks: int = 10, cases:
     monkeypatch.setattr(collecting, "Worker", Clock)
     monkeypatch.setattr(Clock, "slow", frozenset(slow))
     asked = tuple(Asked(f"m90.q{n}", "f", (), 2.0, ({},) * cases) for n in range(tasks))
-    replies = collected(Parcel("", asked), None, None)  # type: ignore[arg-type]
+    replies = collected(Parcel("", asked), Isolation("none", ""), Kit(Path(), ()))
     return {task: list(of_task) for task, of_task in replies.items()}
 
 

@@ -18,6 +18,7 @@ from labkit.grading import isolation
 from labkit.grading.isolation import LEVELS, Isolation, levels, probe
 from labkit.grading.kit import Kit, write_kit
 from labkit.grading.outcomes import Outcome
+from labkit.grading.pool import Pool
 from labkit.grading.spare import USERS, Spare, processes_of
 from labkit.grading.worker import Asked, Reply, Worker
 
@@ -195,9 +196,19 @@ def level(request: pytest.FixtureRequest) -> Isolation:
     pytest.skip(f"this machine does not offer {request.param}")
 
 
+@pytest.fixture(scope="module", params=["forked", "in a sandbox of its own"])
+def pool(request: pytest.FixtureRequest, level: Isolation, kit: Kit) -> Iterator[Pool | None]:
+    if request.param != "forked":
+        yield None
+        return
+    with Pool(level, kit) as made:
+        yield made
+        assert made.why == "", "a worker could not be forked, and this was not tested"
+
+
 @pytest.fixture(scope="module")
-def worker(level: Isolation, kit: Kit) -> Iterator[Worker]:
-    with Worker(level, kit, SOURCE, ("torch", "numba", "scipy", "numpy")) as made:
+def worker(level: Isolation, kit: Kit, pool: Pool | None) -> Iterator[Worker]:
+    with Worker(level, kit, SOURCE, ("torch", "numba", "scipy", "numpy"), pool=pool) as made:
         yield made
 
 
@@ -299,8 +310,8 @@ def test_what_kills_its_own_costs_itself_only(ask: Ask) -> None:
 
 
 @needs_root
-def test_leftovers_end_with_the_worker(level: Isolation, kit: Kit) -> None:
-    with Worker(level, kit, SOURCE, ()) as worker:
+def test_leftovers_end_with_the_worker(level: Isolation, kit: Kit, pool: Pool | None) -> None:
+    with Worker(level, kit, SOURCE, (), pool=pool) as worker:
         uid = int(asked_of(worker, "user").value)
         assert uid in USERS
         assert processes_of(uid)
@@ -309,8 +320,8 @@ def test_leftovers_end_with_the_worker(level: Isolation, kit: Kit) -> None:
 
 
 @needs_root
-def test_processes_are_few_and_all_end(level: Isolation, kit: Kit) -> None:
-    with Worker(level, kit, SOURCE, ()) as worker:
+def test_processes_are_few_and_all_end(level: Isolation, kit: Kit, pool: Pool | None) -> None:
+    with Worker(level, kit, SOURCE, (), pool=pool) as worker:
         uid = int(asked_of(worker, "user").value)
         reply = asked_of(worker, "bombs")
         assert reply.outcome is Outcome.KILLED or 0 < reply.value < 100
@@ -318,8 +329,8 @@ def test_processes_are_few_and_all_end(level: Isolation, kit: Kit) -> None:
 
 
 @needs_root
-def test_two_workers_are_two_users(level: Isolation, kit: Kit) -> None:
-    with Worker(level, kit, SOURCE, ()) as one, Worker(level, kit, SOURCE, ()) as two:
+def test_two_workers_are_two_users(level: Isolation, kit: Kit, pool: Pool | None) -> None:
+    with Worker(level, kit, SOURCE, (), pool=pool) as one, Worker(level, kit, SOURCE, (), pool=pool) as two:
         assert asked_of(one, "user").value != asked_of(two, "user").value
 
 
@@ -408,12 +419,16 @@ def test_bubblewrap_without_root(tmp_path_factory: pytest.TempPathFactory, kit: 
         program = (
             "import sys, tempfile; from pathlib import Path\n"
             "from labkit.grading.isolation import probe; from labkit.grading.kit import write_kit\n"
-            "from labkit.grading.worker import Asked, Worker\n"
+            "from labkit.grading.pool import Pool; from labkit.grading.worker import Asked, Worker\n"
             "level = probe(); print(level.name)\n"
-            "with tempfile.TemporaryDirectory() as folder, "
-            "Worker(level, write_kit(Path(folder), ()), sys.argv[1], ('numpy',)) as worker:\n"
-            "    for function in ('rises', 'parses'):\n"
-            "        print(worker.ask(Asked('m90.q1', function, (), 5.0, ({},)), 0, 5.0).value)\n"
+            "with tempfile.TemporaryDirectory() as folder:\n"
+            "    kit = write_kit(Path(folder), ())\n"
+            "    with Pool(level, kit) as made:\n"
+            "        for pool in (None, made):\n"
+            "            with Worker(level, kit, sys.argv[1], ('numpy',), pool=pool) as worker:\n"
+            "                for function in ('rises', 'parses', *['bombs'] * (pool is made)):\n"
+            "                    print(worker.ask(Asked('m90.q1', function, (), 5.0, ({},)), 0, 5.0).value)\n"
+            "        print(made.why)\n"
         )
         command = [
             "setpriv",
@@ -434,7 +449,9 @@ def test_bubblewrap_without_root(tmp_path_factory: pytest.TempPathFactory, kit: 
         )
         if "Nothing here can shut a submission in" in done.stderr:
             pytest.skip("this machine gives users without privileges no namespaces")
-        assert done.stdout.split("\n")[:3] == ["bubblewrap", "", "[2026, 0.25, 1.5]"], done.stderr
+        name, *said, children, why = done.stdout.rstrip("\n").split("\n") + [""] * done.stdout.endswith("\n\n")
+        assert (name, said, why) == ("bubblewrap", ["", "[2026, 0.25, 1.5]"] * 2, ""), done.stderr
+        assert 0 < int(children) < 100, "a namespace of its own counts its own processes"
     finally:
         shutil.rmtree(place, ignore_errors=True)
 
@@ -451,7 +468,7 @@ def test_an_installed_labkit_is_covered(tmp_path: Path, monkeypatch: pytest.Monk
     assert {str(packages / "labkit"), str(Path(labkit.__file__).parent)} <= set(isolation._locked(True).lock["hidden"])
 
 
-def test_all_of_a_library_is_there(level: Isolation, kit: Kit) -> None:
+def test_all_of_a_library_is_there(level: Isolation, kit: Kit, pool: Pool | None) -> None:
     source = "from numpy import *\nfrom scipy import *\ndef both():\n    return [float(sign(-2.0)), float(stats.norm.cdf(0.0))]\n"
-    with Worker(level, kit, source, ("numpy", "scipy")) as worker:
+    with Worker(level, kit, source, ("numpy", "scipy"), pool=pool) as worker:
         assert asked_of(worker, "both").value == [-1.0, 0.5]

@@ -50,14 +50,14 @@ def test_the_grader_holds_against_some_of_each_kind(sandbox: str) -> None:
     assert report.isolation
 
 
-def _with_grader(tmp_path: Path, change: str, *names: str) -> Report:
+def _with_grader(tmp_path: Path, change: str, *names: str, jobs: int = 2) -> Report:
     """The report on a grader that was changed by Python text before it started."""
     program = tmp_path / "grader.py"
     program.write_text(
         "import sys\n" + change + "\nfrom labkit.grading.redteam.child import main\n"
         "if __name__ == '__main__':\n    main(*sys.argv[1:4], int(sys.argv[4]), float(sys.argv[5]))\n"
     )
-    return run(_named(*names), grader=[sys.executable, str(program)])
+    return run(_named(*names), jobs=jobs, grader=[sys.executable, str(program)])
 
 
 _LIKES_ALL = """
@@ -128,6 +128,31 @@ def test_who_took_the_grader_down_is_found_among_many(tmp_path: Path, sandbox: s
     faults = {result.attack.name: result.faults for result in report.results}
     assert faults["forge-nan"] == ()
     assert any("took the grader down" in fault for fault in faults["forge-verdict"])
+
+
+_SHARED = """
+import labkit.grading.run as run
+write_kit = run.write_kit
+def weak(folder, wanted):
+    kit = write_kit(folder, wanted)
+    with open(folder / "labkit" / "grading" / "apart.py", "a") as file:
+        file.write("really = _mount\\n_mount = lambda *a: None if a[1] == '/tmp' else really(*a)\\n")
+        file.write("complaint = lambda before: ''\\n")
+    return kit
+run.write_kit = weak
+"""
+
+
+@_LINUX
+@pytest.mark.parametrize("weak", [True, False])
+def test_students_who_share_a_folder_are_seen(tmp_path: Path, sandbox: str, weak: bool) -> None:
+    """And they do not share one where nothing was changed."""
+    if not sandbox.startswith("bubblewrap"):
+        pytest.skip("there is no folder that could be shared")
+    report = _with_grader(tmp_path, _SHARED if weak else "", "siblings-files-a", "siblings-files-b", jobs=1)
+    faults = [fault for result in report.results for fault in result.faults]
+    assert any("reached" in fault and "planted" in fault for fault in faults) is weak, report.record()
+    assert report.held is not weak
 
 
 def test_elsewhere_the_red_team_says_that_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:

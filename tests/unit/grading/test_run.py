@@ -16,7 +16,11 @@ from typing import Any
 
 import pytest
 
-from labkit.errors import InputError
+from labkit import __version__
+from labkit.errors import InputError, LabkitError
+from labkit.grading.cluster import collect_there
+from labkit.grading.collecting import Parcel
+from labkit.grading.isolation import Isolation, levels
 from labkit.grading.outcomes import SubmissionVerdict
 from labkit.grading.records import verdict_from, verdict_record
 from labkit.grading.run import Graded, grade_folder
@@ -185,6 +189,35 @@ def test_a_cluster_that_loses_a_worker_loses_nothing(
     assert done == list(range(1, 11))
     assert found.ungraded == ()
     assert {row["points"] for row in rows(tmp_path / "out")} == {"10"}
+
+
+def test_the_isolation_that_is_asked_for_travels_to_a_cluster(
+    hand_in: Callable[..., Path], course: Path, tmp_path: Path, right: str
+) -> None:
+    """A worker of the cluster would take the best level by itself; each of the levels here is asked for in turn."""
+    distributed = pytest.importorskip("distributed")
+    folder = hand_in(alice=right)
+    names = [level.name.split()[0] for level in levels()]
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=None, scheduler_port=0
+    ) as cluster:
+        for name in reversed(names):
+            found = graded(folder, course, tmp_path / name, cluster=cluster.scheduler_address, isolation=name)
+            assert [verdict.facts["isolation"].split(":")[0] for verdict in found.verdicts] == [name]
+
+
+def test_a_cluster_takes_no_other_isolation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `collect_there` is handed is what it looks for, whatever the machine offers."""
+    asked: list[tuple[bool, str]] = []
+
+    def looked_for(unsafe: bool = False, level: str = "") -> Isolation:
+        asked.append((unsafe, level))
+        raise LabkitError("it is not here")
+
+    monkeypatch.setattr("labkit.grading.cluster.probe", looked_for)
+    with pytest.raises(LabkitError, match="it is not here"):
+        collect_there(Parcel("", ()), (), __version__, False, "lockdown")
+    assert asked == [(False, "lockdown")]
 
 
 def test_no_cluster_is_told(mixed: Path, course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
