@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.errors import InputError, UnsupportedOperation
-from labkit.graph import storage
-from labkit.graph.ir import IntGraph
+from labkit.errors import InputError
+from labkit.graph import int_ops, storage
+from labkit.graph.ir import IntGraph, IntNode
 from labkit.kernels.kernel_set import REFERENCE, KernelSet
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class IntegerNet:
         Parameters
         ----------
         x : array or tensor [N, ...], or a dict of them by input name
-            Float32 (float64 is converted; pixels must be normalised first), any batch size, in the layout of the module
-            that the net was made from.
+            Any batch size, in the layout of the module or file that the net was made from. Float32 (float64 is converted;
+            pixels must be normalised first), or integers where the net takes them.
         kernels : "numba", "reference" or a KernelSet
             The fast tier, the readable one, or your own functions node by node. All give the same integers.
         threads : 1 or more
@@ -61,7 +61,8 @@ class IntegerNet:
 
         Returns
         -------
-        float32 array [N, ...] (int32 positions of an argmax), or a dict by output name where there are several
+        float32 array [N, ...] (integers where the net puts them out, int32 positions of an argmax), or a dict by output name
+        where there are several
 
         Raises
         ------
@@ -80,7 +81,7 @@ class IntegerNet:
         """Every node's tensor by name, and again by the names of the nodes that were fused into it.
 
         ``x``, ``kernels`` and ``purpose`` as in `run`, except that all tensors are kept. Integers in the tensor's own
-        dtype, float32 after the last node (int32 where that is an argmax); the layout is (N, C, H, W).
+        dtype, float32 after a Dequantize node (int32 after an argmax), of shape [N, ...] in the layout of the source.
 
         Raises
         ------
@@ -112,6 +113,33 @@ class IntegerNet:
             self._prepared[wanted] = prepare(self.graph, purpose=wanted)
         return self._prepared[wanted]
 
+    def like(self, runtime: str) -> IntegerNet:
+        """The net as ``runtime``, one of `labkit.runtimes.rules.RUNTIMES`, computes it: same scales, weights and biases.
+
+        Raises
+        ------
+        InputError
+            There is no such runtime.
+        UnsupportedOperation
+            The runtime's arithmetic for one of the operations is not known, or it has none.
+        """
+        from labkit.runtimes.rules import as_run_by
+
+        return IntegerNet(as_run_by(self.graph, runtime))
+
+    def checked(self, x: Any) -> dict[str, NDArray[Any]]:
+        """``x`` as `run` takes it, checked: arrays [N, ...] by input name, in the layout of the source.
+
+        Integers in the tensor's dtype for an Input node, else float32.
+
+        Raises
+        ------
+        InputError
+            As `run`.
+        """
+        last = {name for name in self.graph.inputs if self.graph[name].output.channels_last}
+        return {n: np.moveaxis(array, 1, -1) if n in last else array for n, array in self._inputs(x).items()}
+
     def with_notes(self, **notes: Any) -> IntegerNet:
         """The same net with more ``notes`` (plain JSON values) saved beside the graph."""
         return IntegerNet(replace(self.graph, notes={**self.graph.notes, **notes}))
@@ -127,31 +155,56 @@ class IntegerNet:
         storage.save(self.graph, path)
 
     def to_onnx(self, path: str | Path, style: str = "qdq") -> None:
-        """Export to ONNX at ``path``, in the given ``style``; not in this version.
+        """Export to an ONNX file at ``path``, which onnxruntime computes in integers, with the batch axis free.
+
+        ``style`` is "qdq" (real operators between DequantizeLinear and QuantizeLinear, which onnxruntime fuses) or "qoperator"
+        (its integer operators themselves). In onnxruntime the file gives the integers of this net under the rules
+        "onnxruntime", on every processor; docs/runtimes.md says what it cannot hold.
 
         Raises
         ------
+        InputError
+            There is no such style.
         UnsupportedOperation
-            Always.
+            ONNX cannot hold one of the operations.
+        ModelError
+            The package onnx is not installed, or the network is too large for one file.
+        OutputError
+            The file cannot be written.
         """
-        raise UnsupportedOperation(f"This version of labkit cannot export to ONNX ({path}, {style}); save a .lab file.")
+        from labkit.exporters.onnx import write_onnx
+
+        write_onnx(self.graph, path, style)
 
     def to_tflite(self, path: str | Path) -> None:
-        """Export to TFLite at ``path``; not in this version.
+        """Export to a TFLite file at ``path``, which LiteRT computes in int8, with the channel axis last.
+
+        In LiteRT the file gives the integers of this net, less 128 where those are unsigned, under the rules "litert" or
+        "xnnpack"; docs/runtimes.md says what it cannot hold.
 
         Raises
         ------
         UnsupportedOperation
-            Always.
+            TFLite cannot hold one of the operations.
+        ModelError
+            The packages that write the file are not installed.
+        OutputError
+            The file cannot be written.
         """
-        raise UnsupportedOperation(f"This version of labkit cannot export to TFLite ({path}); save a .lab file.")
+        from labkit.exporters.tflite import write_tflite
 
-    def _inputs(self, x: Any) -> dict[str, NDArray[np.float32]]:
+        write_tflite(self.graph, path)
+
+    def _inputs(self, x: Any) -> dict[str, NDArray[Any]]:
         names = self.graph.inputs
+        if len(names) > 1 and not isinstance(x, Mapping):
+            raise InputError(
+                f"The net takes the inputs {', '.join(names)}: give a dict of arrays by these names, not one array."
+            )
         given: Mapping[Any, Any] = x if isinstance(x, Mapping) else {names[0]: x}
         if set(given) != set(names):
             raise InputError(f"The net takes the inputs {', '.join(names)}, got {', '.join(map(str, given))}.")
-        checked = {name: _checked(name, given[name], self.graph[name].output.shape) for name in names}
+        checked = {name: _checked(self.graph[name], given[name]) for name in names}
         if len({len(array) for array in checked.values()}) > 1:
             raise InputError(
                 "All inputs must have one batch size, got "
@@ -162,7 +215,7 @@ class IntegerNet:
 
     def _results(
         self,
-        inputs: dict[str, NDArray[np.float32]],
+        inputs: dict[str, NDArray[Any]],
         kernels: str | KernelSet,
         only_outputs: bool,
         threads: int = 1,
@@ -173,15 +226,27 @@ class IntegerNet:
             from labkit.engine.run import run, trace
 
             prepared = self.prepared(purpose)
-            return run(prepared, inputs, threads) if only_outputs else trace(prepared, inputs)
+            return self._in_source_layout(run(prepared, inputs, threads) if only_outputs else trace(prepared, inputs))
         if kernels == "reference":
             kernels = REFERENCE
         if not isinstance(kernels, KernelSet):
             raise InputError(f'kernels must be "numba", "reference" or a KernelSet, got {kernels!r}.')
-        return self._run_nodes(inputs, kernels, only_outputs)
+        return self._in_source_layout(self._run_nodes(inputs, kernels, only_outputs))
+
+    def _in_source_layout(self, results: dict[str, NDArray[np.generic]]) -> dict[str, NDArray[np.generic]]:
+        """``results`` by name, with the channel axis last where the source has it there."""
+        if not any(node.output.channels_last for node in self.graph):
+            return results
+        carriers = self.graph.carriers()
+        return {
+            name: np.ascontiguousarray(np.moveaxis(array, 1, -1))
+            if self.graph[carriers[name]].output.channels_last
+            else array
+            for name, array in results.items()
+        }
 
     def _run_nodes(
-        self, inputs: dict[str, NDArray[np.float32]], kernels: KernelSet, only_outputs: bool
+        self, inputs: dict[str, NDArray[Any]], kernels: KernelSet, only_outputs: bool
     ) -> dict[str, NDArray[np.generic]]:
         from labkit.engine.node_by_node import run_nodes
 
@@ -215,38 +280,72 @@ def _whole(threads: Any) -> int:
 
 
 def load(path: str | Path, like: str | None = None) -> IntegerNet:
-    """Read an integer network from the ``.lab`` file at ``path``.
+    """Read an integer network from the ``.lab``, ``.tflite`` or ``.onnx`` file at ``path``.
 
-    ``like`` names the runtime whose rounding rules the net shall follow; in this version only "labkit", as saved.
+    ``like`` names the runtime whose rounding rules the net shall follow, one of `labkit.runtimes.rules.RUNTIMES`. None: a
+    ``.lab`` file as it was saved, ``.tflite`` like "litert", ``.onnx`` like "onnxruntime".
 
     Raises
     ------
     ModelError
-        There is no such file, or it is not a whole ``.lab`` file of a version that this labkit reads.
+        There is no such file, or it is damaged or of a version that this labkit does not read.
     UnsupportedOperation
-        It is an ONNX or TFLite file, or ``like`` names another runtime.
+        The file holds an operation that labkit cannot run in integers, or ``like`` names a runtime whose arithmetic for one of
+        its operations is not known.
+    InputError
+        ``like`` names no runtime.
     """
-    if Path(path).suffix.lower() in (".onnx", ".tflite"):
-        raise UnsupportedOperation(f"{path}: this version of labkit reads .lab files only, not ONNX or TFLite.")
-    if like not in (None, "labkit"):
-        raise UnsupportedOperation(f'This version of labkit runs nets like "labkit" only, not like {like!r}.')
-    return IntegerNet(storage.load(path))
+    from labkit.runtimes.rules import as_run_by
+
+    graph: IntGraph
+    match Path(path).suffix.lower():
+        case ".tflite":
+            from labkit.frontends.tflite import read_tflite
+
+            graph, like = read_tflite(path), like or "litert"
+        case ".onnx":
+            from labkit.frontends.onnx import read_onnx
+
+            graph, like = read_onnx(path), like or "onnxruntime"
+        case _:
+            graph = storage.load(path)
+    return IntegerNet(graph if like is None else as_run_by(graph, like))
 
 
-def _checked(name: str, x: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _checked(node: IntNode, x: Any) -> NDArray[Any]:
+    """``x`` as the input ``node`` takes it, in the layout (N, C, H, W)."""
+    name, shape = node.name, node.output.source_shape
     if hasattr(x, "detach"):
         x = x.detach().cpu().numpy()
     array = np.asarray(x)
-    if array.dtype.kind != "f":
+    takes_integers = isinstance(node.op, int_ops.Input)
+    if takes_integers:
+        _check_integers(node, array)
+    elif array.dtype.kind != "f":
         raise InputError(
             f"Input {name!r} must hold real numbers (float32), got {array.dtype}. Pixels are normalised as they were for the "
             f"float network first: for labkit's own networks x = pixels / 127.5 - 1."
         )
     if array.shape[1:] != shape or array.ndim != len(shape) + 1:
-        hint = (
-            " Add a batch axis: x[None]."
-            if array.shape == shape
-            else " Resize the images, or take the network made for them."
-        )
+        hint = " Resize the images, or take the network made for them."
+        if array.shape == shape:
+            hint = " Add a batch axis: x[None]."
+        elif array.shape[1:] == node.output.shape:
+            hint = " Here the channel axis is the last one: np.moveaxis(x, 1, -1)."
         raise InputError(f"Input {name!r} must have shape {('N', *shape)}, got {array.shape}.{hint}")
-    return np.ascontiguousarray(array, np.float32)
+    if node.output.channels_last:
+        array = np.moveaxis(array, -1, 1)
+    return np.ascontiguousarray(array, node.output.dtype if takes_integers else np.float32)
+
+
+def _check_integers(node: IntNode, array: NDArray[Any]) -> None:
+    spec, params = node.output.quantized
+    if array.dtype.kind not in "iu":
+        raise InputError(
+            f"Input {node.name!r} must hold integers ({spec.dtype}), got {array.dtype}. Quantize real numbers first: "
+            f"round(x / {float(params.scale):g}) + {int(params.zero_point)}."
+        )
+    if array.size and (array.min() < spec.qmin or array.max() > spec.qmax):
+        raise InputError(
+            f"Input {node.name!r} must hold integers of {spec.qmin}..{spec.qmax}, got {array.min()}..{array.max()}."
+        )

@@ -116,7 +116,7 @@ def multiplier_value(mantissa: int, exponent: int) -> Fraction:
     return Fraction(mantissa) * Fraction(2) ** (exponent - 31)
 
 
-# Section 4: the six rules. ``accumulator`` is an int32; the first four take the multiplier as mantissa and exponent.
+# Section 4: its six rules. ``accumulator`` is an int32; the first four take the multiplier as mantissa and exponent.
 
 
 def single(accumulator: int, mantissa: int, exponent: int) -> int:
@@ -148,9 +148,61 @@ def float32_even(accumulator: int, multiplier: Real, inside: int = 0) -> int:
     return half_even(_exact(float32(_exact(product) + inside)))
 
 
+def float32_biased(accumulator: int, multiplier: Real, bias: Real, inside: int = 0) -> int:
+    """Eq. 28: eq. 17 with ``bias`` added to the sum in float32; ``inside`` as there."""
+    total = float32(_exact(float32(accumulator)) + _exact(bias))
+    product = float32(_exact(total) * _exact(multiplier))
+    return half_even(_exact(float32(_exact(product) + inside)))
+
+
+def float32_twice(accumulator: int, first: Real, bias: Real, second: Real, inside: int = 0) -> int:
+    """Eq. 29: two products and two sums, each rounded to float32."""
+    product = float32(_exact(float32(accumulator)) * _exact(first))
+    shifted = float32(_exact(product) + _exact(bias))
+    scaled = float32(_exact(shifted) * _exact(second))
+    return half_even(_exact(float32(_exact(scaled) + inside)))
+
+
 def float64_away(accumulator: int, multiplier: Real, inside: int = 0) -> int:
     """Eq. 18; ``inside`` is a zero point that is added, in float64, before rounding."""
     return half_away(float64(float64(accumulator * _exact(multiplier)) + inside))
+
+
+# Section 10: other runtimes. ``rule`` is `gemmlowp` or `gemmlowp_up`; multipliers are mantissa and exponent.
+
+
+def mean_multiplier(mantissa: int, exponent: int, count: int) -> tuple[int, int]:
+    """Eq. 30: the multiplier over ``count``, cut off; mantissa at least 2**29."""
+    shift = min(count.bit_length() - 1, 32, 31 + exponent)
+    return math.floor(Fraction(mantissa * 2**shift, count)), exponent - shift
+
+
+def add_fixed_point(a, b, rule, left_shift, first, second, output, subtracts=False):  # type: ignore[no-untyped-def]
+    """Eq. 31 for centred integers ``a`` and ``b``, before zero point and clamp."""
+    left, right = rule(a * 2**left_shift, *first), rule(b * 2**left_shift, *second)
+    return rule(left - right if subtracts else left + right, *output)
+
+
+def add_float32(a: int, b: int, multipliers: Sequence[Real], addend: Real) -> int:
+    """Eq. 32, before the clamp."""
+    first = float32(b * _exact(multipliers[1]) + _exact(addend))
+    return half_even(_exact(float32(a * _exact(multipliers[0]) + _exact(first))))
+
+
+def mean_of_valid(values: Sequence[int]) -> int:
+    """Eq. 33 for the elements of one window that lie in the image."""
+    return half_away(Fraction(sum(values), len(values)))
+
+
+def mean_float32(  # type: ignore[no-untyped-def]
+    values: Sequence[int], count: int, scale: Real, zero_point: int, output_scale: Real, output_zero_point: int
+):
+    """Eq. 34 for the elements of one window in their order, before the clamp."""
+    total: Real = Fraction(0)
+    for value in values:
+        total = float32(_exact(total) + _exact(float32((value - zero_point) * _exact(scale))))
+    mean = float32(_exact(total) / count)
+    return half_even(_exact(float32(_exact(float32(_exact(mean) / _exact(output_scale))) + output_zero_point)))
 
 
 # Section 6

@@ -71,7 +71,8 @@ def page() -> str:
         _table(("operation", "weight bits", "activation bits", "rounding rules", "reference", "Numba"), _operations()),
         "Max-pool, flatten, pad, reshape, transpose and up-sampling move integers and keep their scale. Add and softmax "
         "round once, ties up, by themselves. ArgMax puts out int32 positions. Quantize and Dequantize are the borders to "
-        "real numbers.",
+        "real numbers, Input is the border in of a network that takes integers. Operations named after their arithmetic "
+        "(AddFixedPoint, SoftmaxFloat32, ...) compute as another runtime does: section 10 of [arithmetic.md](arithmetic.md).",
         "## Rounding rules",
         "Each requantizer names its rule (`labkit.arithmetic.requantize.RoundingRule`). `labkit.quantize` makes nets "
         f"with {_rule_of_quantize()}.",
@@ -137,7 +138,9 @@ def _verdict(tried: list[Case], works: list[Case]) -> str:
 
 
 def _rule_names(rules: set[RoundingRule]) -> str:
-    return "all six" if len(rules) == len(RoundingRule) == 6 else ", ".join(r.name for r in RoundingRule if r in rules)
+    return (
+        "all seven" if len(rules) == len(RoundingRule) == 7 else ", ".join(r.name for r in RoundingRule if r in rules)
+    )
 
 
 def _rules() -> Rows:

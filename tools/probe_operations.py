@@ -24,6 +24,10 @@ BITS = range(1, 9)
 WEIGHTED = {"Conv2d", "Linear"}
 REQUANTIZES = {"Conv2d", "Linear", "AveragePool2d", "AdaptiveAveragePool2d", "Multiply", "Concat", "Requantize"}
 
+_BORDERS: dict[str, Any] = {
+    name: getattr(int_ops, name) for name in ("Input", "QuantizeByReciprocal", "QuantizeAwayFromZero")
+}
+_SHARES = QuantSpec(8, symmetric=False)  # of a softmax of LiteRT
 _NONE, _ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
 
@@ -56,7 +60,10 @@ def tiers(name: str, case: Case) -> tuple[bool, bool]:
     rng = np.random.default_rng(0)
     try:
         net = IntegerNet(one_node(name, case, rng))
-        x = rng.uniform(-1.5, 1.5, (3, *net.graph["x"].output.shape)).astype(np.float32)
+        x: NDArray[Any] = rng.uniform(-1.5, 1.5, (3, *net.graph["x"].output.shape)).astype(np.float32)
+        if name == "Input":
+            spec, _ = net.graph["x"].output.quantized
+            x = rng.integers(spec.qmin, spec.qmax + 1, x.shape).astype(spec.dtype)
         expected = net.run(x, kernels="reference")
     except LabkitError:
         return False, False
@@ -79,10 +86,15 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
 
     def requantizer(real: float, channels: int | None = None) -> Requantizer:
         multiplier = _multiplier(case.rule, real * rng.uniform(0.5, 1.5, () if channels is None else channels))
+        if case.rule is RoundingRule.FLOAT32_TWICE:
+            factors: dict[str, Any] = {"second": np.array(0.7, np.float32), "bias": np.array(0.4, np.float32)}
+            return Requantizer(case.rule, multiplier, zero_point, clamp, **factors)
         return Requantizer(case.rule, multiplier, zero_point, clamp)
 
     def made() -> tuple[Any, tuple[int, ...], QParams | None, int]:
         """The operation, the shape and parameters of its result, and how many inputs it takes."""
+        if (found := _of_runtimes(name, spec, x, other)) is not None:
+            return found
         match name:
             case "Dequantize":
                 return int_ops.Dequantize(), shape, None, 1
@@ -122,13 +134,64 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
                 return int_ops.Flatten(), (144,), x.params, 1
         raise SystemExit(f"There is no example of {name} yet: add one here.")
 
-    nodes = [IntNode("x", int_ops.Quantize(shape), (), x)]
+    nodes = [IntNode("x", _BORDERS.get(name, int_ops.Quantize)(shape), (), x)]
     if name == "ArgMax":
         nodes.append(IntNode("y", int_ops.ArgMax(0, False), ("x",), Tensor((6, 6), None, None, is_index=True)))
-    elif name != "Quantize":
+    elif name != "Quantize" and name not in _BORDERS:
         op, size, params, inputs = made()
-        nodes.append(IntNode("y", op, ("x",) * inputs, Tensor(size, None if params is None else spec, params)))
+        grid = _SHARES if name in ("SoftmaxFixedPoint", "SoftmaxByReciprocal") else spec
+        nodes.append(IntNode("y", op, ("x",) * inputs, Tensor(size, None if params is None else grid, params)))
     return IntGraph(tuple(nodes), (nodes[-1].name,))
+
+
+def _of_runtimes(
+    name: str, spec: QuantSpec, x: Tensor, other: QParams
+) -> tuple[Any, tuple[int, ...], QParams, int] | None:
+    """What `one_node` needs of an operation that computes as another runtime does; None where it is none."""
+    clamp, zero_point, window = (spec.qmin, spec.qmax), int(other.zero_point), ((2, 2), (2, 2), _NONE)
+    reals, ratio = np.array([0.7, 0.6], np.float32), np.array(1 / float(other.scale), np.float32)
+    powers = np.exp(-0.05 * np.arange(256)).astype(np.float32)
+    fixed = FixedPointMultiplier.from_real
+    shares = qparams(2.0**-8, -128), (_SHARES.qmin, _SHARES.qmax)
+    assert x.params is not None
+    match name:
+        case "AddFixedPoint":
+            parts = RoundingRule.GEMMLOWP, 20, fixed(np.array([0.5, 0.4])), fixed(2.0**-19)
+            return int_ops.AddFixedPoint(*parts, zero_point, clamp), x.shape, other, 2
+        case "AddFloat32":
+            return int_ops.AddFloat32(reals, np.array(0.5, np.float32), clamp), x.shape, other, 2
+        case "AddDequantized":
+            scales = np.full(2, x.params.scale, np.float32)
+            return int_ops.AddDequantized(scales, ratio, zero_point, clamp, 128), x.shape, other, 2
+        case "AddAwayFromZero":
+            multipliers = np.array([2**21, 2**20 + 1], np.int32)
+            return int_ops.AddAwayFromZero(multipliers, 21, zero_point, clamp), x.shape, other, 2
+        case "AveragePoolOfValid":
+            return int_ops.AveragePoolOfValid(*window, clamp), (4, 3, 3), x.params, 1
+        case "AveragePoolFloat32":
+            return int_ops.AveragePoolFloat32(*window, False, clamp), (4, 3, 3), other, 1
+        case "MeanFloat32":
+            mean = int_ops.MeanFloat32((1, 2), np.array(0.03, np.float32), np.array(0.5, np.float32), clamp)
+            return mean, (4, 1, 1), other, 1
+        case "Lookup":
+            return int_ops.Lookup("tanh", np.arange(256, dtype=np.int32).clip(*clamp)), x.shape, other, 1
+        case "Constant":
+            values: Any = np.arange(36).reshape(1, 6, 6) % (spec.qmax - spec.qmin + 1) + spec.qmin
+            return int_ops.Constant(values.astype(spec.dtype)), (1, 6, 6), other, 0
+        case "SoftmaxFixedPoint":
+            op = int_ops.SoftmaxFixedPoint(0, fixed(float(x.params.scale) * 2**26), -124, -128, shares[1])
+            return op, x.shape, shares[0], 1
+        case "SoftmaxByReciprocal":
+            return int_ops.SoftmaxByReciprocal(0, powers, -128, shares[1]), x.shape, shares[0], 1
+        case "SoftmaxFloat32":
+            factor = np.array(2**7, np.float32)
+            return (
+                int_ops.SoftmaxFloat32(0, powers, factor, zero_point, clamp),
+                x.shape,
+                qparams(2.0**-7, zero_point),
+                1,
+            )
+    return None
 
 
 def qparams(scale: float, zero_point: int) -> QParams:
@@ -139,6 +202,7 @@ def qparams(scale: float, zero_point: int) -> QParams:
 def _multiplier(rule: RoundingRule, reals: NDArray[np.float64]) -> Any:
     wanted: dict[RoundingRule, Callable[[], Any]] = {
         RoundingRule.FLOAT32_EVEN: lambda: np.asarray(reals, np.float32),
+        RoundingRule.FLOAT32_TWICE: lambda: np.asarray(reals / 0.7, np.float32),
         RoundingRule.FLOAT64_AWAY: lambda: np.asarray(reals, np.float64),
     }
     return wanted.get(rule, lambda: FixedPointMultiplier.from_real(reals))()

@@ -21,7 +21,8 @@ SMALLEST_EXPONENT = -31  # below it even the largest accumulator rounds to 0
 class FixedPointMultiplier:
     """``real = mantissa * 2 ** (exponent - 31)`` (eq. 11).
 
-    mantissa : int32, 0 or in [2**30, 2**31 - 1] ("Q31"), shape () or (C,).
+    mantissa : int32, 0 or in [2**29, 2**31 - 1] ("Q31"), shape () or (C,). `from_real` makes none below 2**30; LiteRT's MEAN
+        divides one by the number of elements and leaves it as it is (eq. 30).
     exponent : int32 in -31..30, same shape.
 
     Raises
@@ -39,8 +40,8 @@ class FixedPointMultiplier:
             raise QuantizationError(
                 f"Mantissa and exponent must have one shape, got {mantissa.shape}, {exponent.shape}."
             )
-        if np.any((mantissa != 0) & (mantissa < 2**30)):
-            raise QuantizationError("A mantissa must be 0 or in [2**30, 2**31): make it with from_real.")
+        if np.any((mantissa != 0) & (mantissa < 2**29)):
+            raise QuantizationError("A mantissa must be 0 or in [2**29, 2**31): make it with from_real.")
         if np.any((exponent < SMALLEST_EXPONENT) | (exponent > LARGEST_EXPONENT)):
             raise QuantizationError(f"An exponent must be in {SMALLEST_EXPONENT}..{LARGEST_EXPONENT}.")
         object.__setattr__(self, "mantissa", frozen_array(mantissa))

@@ -13,6 +13,7 @@ from labkit.cli import (
     check,
     course,
     demo,
+    export,
     fine_tune,
     grade,
     gradescope,
@@ -59,6 +60,7 @@ app.command("run")(run.run)
 app.command("verify")(verify.verify)
 app.command("accuracy")(accuracy.accuracy)
 app.command("bench")(bench.bench)
+app.command("export")(export.export)
 app.command("card")(card.card)
 app.command("train")(train.train)
 app.command("fine-tune")(fine_tune.fine_tune)

@@ -16,7 +16,9 @@ __all__ = ["quantize"]
 def quantize(
     model: Annotated[
         str,
-        typer.Argument(help="A shipped net (lenet, ...), module:callable of your own, or torchvision.models:resnet18."),
+        typer.Argument(
+            help="A shipped net (lenet, ...), module:callable of your own, torchvision.models:resnet18, or a float .onnx file."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .lab file to write.")],
     data: Annotated[
@@ -106,7 +108,7 @@ def quantize(
     from labkit.cli.pictures import preset_of_model
     from labkit.cli.planning import PlanWishes, certify, make_plan, proof_images, show_plan
     from labkit.cli.progress import progress_bars
-    from labkit.cli.sources import find_images, find_module, watched
+    from labkit.cli.sources import as_module, find_images, find_network, is_onnx, watched
     from labkit.data.preprocessing import PRESETS
     from labkit.errors import InputError
     from labkit.files import folder_of
@@ -143,7 +145,8 @@ def quantize(
     is_folder = not shipped and Path(data).is_dir()
     if shipped or preset is not None or options.given or is_folder:
         notes["preprocessing"] = chosen.to_json()
-    if weights_file is None and ":" not in model:  # so that `labkit verify` finds the float net by itself
+    named = weights_file is None and ":" not in model and not is_onnx(model)
+    if named:  # so that `labkit verify` finds the float net by itself
         notes |= {"model": model, "trained_on": trained_on}
     with ExitStack() as folders:
         plan_files = (*(() if write_plan is None else (write_plan,)), *wishes.files)
@@ -151,7 +154,7 @@ def quantize(
             folders.enter_context(folder_of(path))
         calibration = find_images(data, data_dir, images, chosen, "train")
         seen = wanted.find(data, data_dir, chosen, calibration)
-        module = find_module(model, weights_file, trained_on)
+        network = find_network(model, weights_file, trained_on)
         if (remark := remark_on(model, weights_file)) is not None:
             say(remark)
         if is_folder:
@@ -164,7 +167,7 @@ def quantize(
                 fixed = PlanOptions(
                     rounding=rounds, activations=activation_bits, weight_ranges=weight_ranges, seed=seed, **grids
                 )
-                planned = make_plan(module, calibration, wishes, fixed, tell)
+                planned = make_plan(as_module(network), calibration, wishes, fixed, tell)
                 layers, notes["planned"] = planned.plan, planned.notes
             uniform = {
                 "weights": 8 if weight_bits is None else weight_bits,
@@ -173,7 +176,7 @@ def quantize(
                 **grids,
             }
             net = quantize_module(
-                module,
+                network,
                 watched(calibration, tell, "Calibrate"),
                 ranges=ranges,
                 rounding=rounding,
@@ -202,5 +205,5 @@ def quantize(
             say(str(check_latency(planned, calibration)))
         if verify or (verify is None and planned is not None):
             x = proof_images(net, data, data_dir, chosen, calibration)
-            if not certify(console, net, module, x, output.name):
+            if not certify(console, net, as_module(network), x, output.name):
                 raise typer.Exit(1)

@@ -7,33 +7,44 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["run"]
+__all__ = ["LIKE", "run"]
+
+LIKE = (
+    "Whose rounding rules: labkit, litert, litert-opt, xnnpack, onnxruntime, fbgemm, qnnpack or onednn; not given: .lab as "
+    "saved, .tflite like litert, .onnx like onnxruntime."
+)
 
 
 def run(
-    net: Annotated[Path, typer.Argument(help="A .lab file.")],
-    input_file: Annotated[Path, typer.Option("--input", help="Images, .npy, in the net's own layout.")],
+    net: Annotated[Path, typer.Argument(help="A .lab, .onnx or .tflite file.")],
+    input_file: Annotated[Path, typer.Option("--input", help="Images, .npy, in the net's own type and layout.")],
     output_file: Annotated[Path, typer.Option("--output", help="Where the result goes, .npy.")],
     kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the numba kernels.")] = 1,
+    like: Annotated[str | None, typer.Option(help=LIKE)] = None,
     purpose: Annotated[str, typer.Option(help="Of the numba kernels: speed, or memory for few bytes.")] = "speed",
     trace: Annotated[Path | None, typer.Option(help="Folder for every node's tensor, one .npy each.")] = None,
 ) -> None:
-    """Run NET on an array and write its output."""
+    """Run NET on an array and write its output; a net from a file takes and returns what the file declares."""
     import io
     from contextlib import nullcontext
+    from functools import partial
 
     import numpy as np
     from rich.console import Console
 
+    from labkit.cli.evaluated import load_or_evaluate
     from labkit.cli.sources import read_array
     from labkit.errors import InputError
     from labkit.files import folder_for, folder_of, write_atomically
-    from labkit.net import load
+    from labkit.net import IntegerNet
+
+    say = partial(Console().print, highlight=False, soft_wrap=True, markup=False)
 
     def as_bytes(array: np.ndarray) -> bytes:
         buffer = io.BytesIO()
-        np.save(buffer, array)
+        has_no_type = array.dtype.kind == "V"  # integers of 2 and 4 bits
+        np.save(buffer, array.astype(np.int8) if has_no_type else array)
         return buffer.getvalue()
 
     if output_file.suffix != ".npy":
@@ -41,25 +52,28 @@ def run(
     if output_file.resolve() in (net.resolve(), input_file.resolve()):
         raise InputError(f"--output {output_file} would overwrite what is read. Choose another name.")
     with folder_of(output_file), nullcontext() if trace is None else folder_for(trace):
-        integer_net = load(net)
+        loaded = load_or_evaluate(net, like, say)
         x = read_array(input_file)
-        results = integer_net.run(x, kernels=kernels, threads=threads, purpose=purpose)
+        if isinstance(loaded, IntegerNet):
+            results = loaded.run(x, kernels=kernels, threads=threads, purpose=purpose)
+        else:
+            results = loaded.run(x)
         if isinstance(results, dict):
             for name, array in results.items():
                 write_atomically(output_file.with_stem(f"{output_file.stem}-{name}"), as_bytes(array))
         else:
             write_atomically(output_file, as_bytes(results))
         if trace is not None:
-            for name, array in integer_net.trace(x, kernels=kernels, purpose=purpose).items():
+            options = {"kernels": kernels, "purpose": purpose} if isinstance(loaded, IntegerNet) else {}
+            for name, array in loaded.trace(x, **options).items():
                 write_atomically(trace / f"{name}.npy", as_bytes(array))
-    console = Console()
-    console.print(f"{len(x):,} images through {net}: {output_file}", highlight=False, soft_wrap=True, markup=False)
-    if kernels == "numba":
+    say(f"{len(x):,} images through {net}: {output_file}")
+    if kernels == "numba" and isinstance(loaded, IntegerNet):
         from labkit.engine.arena import arena_for
 
-        prepared = integer_net.prepared(purpose)
+        prepared = loaded.prepared(purpose)
         arena = arena_for(prepared, min(len(x), prepared.chunk), threads=threads)
         sizes = (
             f"{prepared.resident_bytes:,} bytes of packed weights and tables, {arena.bytes:,} bytes of working memory"
         )
-        console.print(sizes, highlight=False, soft_wrap=True, markup=False)
+        say(sizes)

@@ -22,9 +22,12 @@ if TYPE_CHECKING:
 __all__ = [
     "FloatSource",
     "Images",
+    "as_module",
     "find_images",
     "find_module",
+    "find_network",
     "float_source",
+    "is_onnx",
     "read_array",
     "test_batches",
     "watched",
@@ -54,18 +57,62 @@ class Images:
 def find_module(model: str, weights: Path | None, data: str) -> nn.Module:
     """The module that ``model`` names: a shipped net trained on ``data``, or ``module:callable`` of the user's own code.
 
-    ``weights`` is a file to fill it with, or the name of weights that torchvision has for its own networks.
+    It can also be made of the float network in an ``.onnx`` file. ``weights`` is a file to fill it with, or the name of weights
+    that torchvision has for its own networks.
 
     Raises
     ------
     ModelError
         There is no such net, or the weights do not fit it.
+    InputError
+        Weights are given for a file that has its own.
     """
     from labkit import models
 
+    if is_onnx(model):
+        return as_module(find_network(model, weights, data))
     if ":" in model:
         return models.bring(model, weights)
     return models.load(model, data=data, weights=weights)
+
+
+def find_network(model: str, weights: Path | None, data: str) -> nn.Module | Path:
+    """What `labkit.quantize` takes as the network that ``model`` names: a module, or the path of an ``.onnx`` file.
+
+    ``weights`` and ``data`` as in `find_module`.
+
+    Raises
+    ------
+    ModelError
+        There is no such net, or the weights do not fit it.
+    InputError
+        Weights are given for a file that has its own.
+    """
+    if not is_onnx(model):
+        return find_module(model, weights, data)
+    if weights is not None:
+        raise InputError(f"{model} holds its own weights: leave out --weights.")
+    return Path(model)
+
+
+def as_module(network: nn.Module | Path) -> nn.Module:
+    """The ``network``, or a torch module of what the ``.onnx`` file at that path holds.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or torch has no layer for one of its operations.
+    """
+    if not isinstance(network, Path):
+        return network
+    from labkit.frontends.onnx.float_graph_module import read_module
+
+    return read_module(network)
+
+
+def is_onnx(model: str) -> bool:
+    """Whether ``model`` is the path of an ONNX file, and no name of a network."""
+    return Path(model).suffix.lower() == ".onnx"
 
 
 @dataclass(frozen=True)

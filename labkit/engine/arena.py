@@ -19,7 +19,7 @@ from labkit.engine.memory import slot_bytes
 from labkit.engine.plan import TABLES, Buffer, Entry, Exit, Prepared
 from labkit.graph.costs import costs
 from labkit.kernels.fast.conv import BLOCK
-from labkit.kernels.fast.elementwise import dequantize
+from labkit.kernels.fast.elementwise import dequantize, give_integers
 from labkit.kernels.fast.packing import aligned_zeros
 from labkit.kernels.jit import entry_point
 from labkit.kernels.program import Call, make_program
@@ -53,7 +53,7 @@ class Arena:
     buffers : one array [capacity, height, width, channels] for each of ``prepared.buffers``, scratch as it is
     bytes : of all memory
     program : the kernel calls in running order, with scratch of its own for each of ``threads``
-    ports_in, ports_out : of the network's inputs, and of its real outputs unless it ``keeps_all``
+    ports_in, ports_out : of the network's inputs, and of its outputs unless it ``keeps_all``
     """
 
     def __init__(self, prepared: Prepared, capacity: int, keeps_all: bool, threads: int) -> None:
@@ -76,7 +76,7 @@ class Arena:
         entries = [self._entry(entry) for entry in prepared.entries]
         self._steps = self._step_calls(prepared)
         ways = [] if keeps_all else [prepared.exits[name] for name in dict.fromkeys(prepared.graph.outputs)]
-        exits = [self._exit(way, way.scale) for way in ways if way.scale is not None]
+        exits = [self._exit(way) for way in ways]
         self.program = make_program([*entries, *self._steps, *exits])
         first_exit = len(entries) + len(self._steps)
         self.ports_in = tuple(self._port(call, at, 0) for at, call in enumerate(entries))
@@ -103,14 +103,18 @@ class Arena:
         return max(1, min(most, int(microseconds / _UNIT)))
 
     def _entry(self, entry: Entry) -> Call:
-        image, buffer = np.empty((1, *entry.place.image), np.float32), self.buffers[entry.place.buffer]
+        image, buffer = np.empty((1, *entry.place.image), entry.dtype), self.buffers[entry.place.buffer]
         arguments = (image, buffer, entry.numbers, entry.place.corner)
         return Call(entry.node.name, entry.kernel, (arguments,) * self._threads, self._parts(0, image.nbytes))
 
-    def _exit(self, way: Exit, scale: np.float32) -> Call:
-        image, buffer = np.empty((1, *way.place.image), np.float32), self.buffers[way.place.buffer]
-        arguments = (buffer, image, np.array([scale]), way.place.zero, way.place.corner)
-        return Call(way.node.name, dequantize, (arguments,) * self._threads, self._parts(0, image.nbytes))
+    def _exit(self, way: Exit) -> Call:
+        image, buffer = np.empty((1, *way.place.image), way.dtype), self.buffers[way.place.buffer]
+        name, parts, corner = way.node.name, self._parts(0, image.nbytes), way.place.corner
+        if way.scale is None:
+            above = np.array([way.zero_point], np.int64)
+            return Call(name, give_integers, ((buffer, image, above, corner),) * self._threads, parts)
+        arguments = (buffer, image, np.array([way.scale]), way.place.zero, corner)
+        return Call(name, dequantize, (arguments,) * self._threads, parts)
 
     def _port(self, call: Call, at: int, argument: int) -> Port:
         return Port(call.name, self.program.data_word(at, argument), call.arguments[0][argument].nbytes)

@@ -9,10 +9,13 @@ from labkit.arithmetic.affine import QuantSpec
 from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.requantize import Requantizer
 from labkit.engine.plan import Buffer, Place, Plan, Step
+from labkit.errors import BoundError
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.graph.shapes import Padding
+from labkit.kernels.fast import move, tables
 from labkit.kernels.fast.conv import Windows
+from labkit.kernels.fast.finish import finish_rule
 from labkit.kernels.fast.packing import (
     epilogue_fits,
     pack_epilogue,
@@ -21,14 +24,18 @@ from labkit.kernels.fast.packing import (
 from labkit.kernels.fast.requantize import REQUANTIZE, REQUANTIZE_VECTORS, Patch, multiplier_tables
 
 __all__ = [
+    "above",
     "bias_of",
     "centred_grid",
+    "finish_rule",
     "finishes_in_registers",
     "grid_of",
     "itemsize",
+    "offsets_of",
     "patch_of",
-    "requantize",
+    "requantize_activations",
     "requantize_sums",
+    "stored",
     "stored_clamp",
     "stored_grid",
     "sums_buffer",
@@ -88,6 +95,24 @@ def stored_grid(plan: Plan, node: IntNode, x: Place) -> tuple[int, int]:
     return low + x.zero, high + x.zero
 
 
+def above(plan: Plan, name: str, place: Place) -> int:
+    """What the integers of the node ``name`` of ``plan`` are above the numbers that are stored for them at ``place``."""
+    _, params = plan.graph[name].output.quantized
+    return int(params.zero_point) - place.zero
+
+
+def stored(plan: Plan, name: str, place: Place, integers: NDArray[np.integer]) -> NDArray[np.integer]:
+    """``integers`` of the node ``name`` of ``plan``, of any shape, as they are stored at ``place``, C-contiguous."""
+    numbers = integers.astype(np.int32) - above(plan, name, place)
+    return np.ascontiguousarray(numbers, plan.buffers[place.buffer].dtype)
+
+
+def offsets_of(plan: Plan, place: Place, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Where each element of the tensor of ``shape`` at ``place`` of ``plan`` lies in the memory of one image: `move.offsets`."""
+    height, width, lanes = plan.buffers[place.buffer].shape
+    return move.offsets((height, width, lanes), place.image, place.corner, shape)
+
+
 def stored_clamp(requantizer: Requantizer, zero: int) -> tuple[int, int]:
     """The clamp of ``requantizer`` where real 0 is stored as ``zero``."""
     low, high = requantizer.clamp
@@ -108,10 +133,37 @@ def requantize_sums(plan: Plan, node: IntNode, sums: int, requantizer: Requantiz
     """
     y = plan.places[node.name]
     channels, height, width = y.image
-    requantize(plan, node, sums, requantizer, bias, Patch(height, width, channels, 0, 0, *y.corner, 0))
+    _requantize(plan, node, sums, requantizer, bias, Patch(height, width, channels, 0, 0, *y.corner, 0))
 
 
-def requantize(
+def requantize_activations(plan: Plan, node: IntNode, index: int, requantizer: Requantizer, into_channel: int) -> None:
+    """Add to ``plan`` the pass that brings input ``index`` of ``node``, by ``requantizer``, to the place of ``node``.
+
+    ``into_channel`` is the first channel that is written. What vectors do not serve is looked up: an activation has at most
+    256 integers. A rule that would leave int32 for some of them has a pass that counts those.
+    """
+    x, y = plan.source(node, index), plan.places[node.name]
+    patch = patch_of(x, y)._replace(into_channel=into_channel)
+    bias = np.full(x.image[0], -x.zero, np.int32)
+    lanes_left = plan.buffers[y.buffer].shape[2] - into_channel
+    if rounded_up(patch.channels) <= lanes_left and epilogue_fits(requantizer, _LARGEST_ACTIVATION):
+        epilogue = pack_epilogue(bias, requantizer, offset=y.zero)
+        constants = (epilogue, stored_clamp(requantizer, y.zero), patch)
+        plan.steps.append(
+            Step(node.name, REQUANTIZE_VECTORS[finish_rule(requantizer)], (x.buffer, y.buffer), constants)
+        )
+        return
+    low, high = centred_grid(plan, node.inputs[index])
+    try:
+        results = requantizer.apply(np.arange(low, high + 1))
+    except BoundError:
+        _requantize(plan, node, x.buffer, requantizer, bias, patch)
+        return
+    table = stored(plan, node.name, y, results)
+    plan.steps.append(Step(node.name, tables.lookup, (x.buffer, y.buffer), (table, low + x.zero, patch)))
+
+
+def _requantize(
     plan: Plan, node: IntNode, source: int, requantizer: Requantizer, bias: NDArray[np.int32], patch: Patch
 ) -> None:
     """Add to ``plan`` the pass that brings ``patch`` of the buffer ``source`` to the place of ``node``.
@@ -120,13 +172,6 @@ def requantize(
     """
     y = plan.places[node.name]
     buffers = (source, y.buffer)
-    is_activation = plan.buffers[source].dtype is not np.int32
-    lanes_left = plan.buffers[y.buffer].shape[2] - patch.into_channel
-    if is_activation and rounded_up(patch.channels) <= lanes_left and epilogue_fits(requantizer, _LARGEST_ACTIVATION):
-        epilogue = pack_epilogue(bias, requantizer, offset=y.zero)
-        constants = (epilogue, stored_clamp(requantizer, y.zero), patch)
-        plan.steps.append(Step(node.name, REQUANTIZE_VECTORS[requantizer.rule], buffers, constants))
-        return
     zero_point = int(requantizer.zero_point)
     is_inside = requantizer.zero_point_inside and not requantizer.rule.is_integer_only  # else it makes no difference
     plain = (
@@ -138,4 +183,4 @@ def requantize(
         (int(requantizer.clamp[0]), int(requantizer.clamp[1])),
         patch,
     )
-    plan.steps.append(Step(node.name, REQUANTIZE[requantizer.rule], buffers, plain))
+    plan.steps.append(Step(node.name, REQUANTIZE[finish_rule(requantizer)], buffers, plain))

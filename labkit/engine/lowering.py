@@ -7,7 +7,7 @@ import numpy as np
 from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.finishing import (
     patch_of,
-    requantize,
+    requantize_activations,
     requantize_sums,
     sums_buffer,
     windows_of,
@@ -71,19 +71,17 @@ def _(op: int_ops.Add, plan: Plan, node: IntNode) -> None:
 
 @lower_op.register
 def _(op: int_ops.Concat, plan: Plan, node: IntNode) -> None:
-    y = plan.new_place(node)
+    plan.new_place(node)
     first = 0
     for index, requantizer in enumerate(op.requantizers):
-        x = plan.source(node, index)
-        patch = patch_of(x, y)._replace(into_channel=first)
-        requantize(plan, node, x.buffer, requantizer, np.full(x.image[0], -x.zero, np.int32), patch)
-        first += x.image[0]
+        requantize_activations(plan, node, index, requantizer, first)
+        first += plan.source(node, index).image[0]
 
 
 @lower_op.register
 def _(op: int_ops.Requantize, plan: Plan, node: IntNode) -> None:
-    x, y = plan.source(node), plan.new_place(node)
-    requantize(plan, node, x.buffer, op.requantizer, np.full(x.image[0], -x.zero, np.int32), patch_of(x, y))
+    plan.new_place(node)
+    requantize_activations(plan, node, 0, op.requantizer, 0)
 
 
 @lower_op.register

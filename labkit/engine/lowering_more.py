@@ -12,14 +12,14 @@ from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.engine.dispatch import lower_op
-from labkit.engine.finishing import centred_grid
+from labkit.engine.finishing import centred_grid, offsets_of, requantize_sums
 from labkit.engine.plan import Buffer, Place, Plan, Step, as_image
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.kernels.fast import adaptive, heads, move, multiply
 from labkit.kernels.fast.elementwise import Corner
 from labkit.kernels.fast.packing import rounded_up
-from labkit.kernels.fast.requantize import REQUANTIZE, Patch, multiplier_tables
+from labkit.kernels.fast.requantize import Patch
 
 __all__: list[str] = []  # it registers its functions with `engine.dispatch`
 
@@ -55,16 +55,7 @@ def _(op: int_ops.AdaptiveAveragePool2d, plan: Plan, node: IntNode) -> None:
     patch = Patch(height, width, channels, *x.corner, 0, 0, 0)
     constants = (rows, columns, area, x.zero, patch)
     plan.steps.append(Step(node.name, adaptive.adaptive_sums, (x.buffer, sums), constants))
-    zero_point = int(requantizer.zero_point)
-    is_inside = requantizer.zero_point_inside and not requantizer.rule.is_integer_only  # else it makes no difference
-    finish = (
-        np.zeros(channels, np.int64),
-        *multiplier_tables(requantizer, channels),
-        *(zero_point if is_inside else 0, zero_point, y.zero),
-        (int(requantizer.clamp[0]), int(requantizer.clamp[1])),
-        Patch(height, width, channels, 0, 0, *y.corner, 0),
-    )
-    plan.steps.append(Step(node.name, REQUANTIZE[requantizer.rule], (sums, y.buffer), finish))
+    requantize_sums(plan, node, sums, requantizer, np.zeros(channels, np.int32))
 
 
 @lower_op.register
@@ -81,26 +72,26 @@ def _(op: int_ops.Reshape, plan: Plan, node: IntNode) -> None:
     if image == x.image and _has_room(plan, node, x, image, x.corner):  # only its name changes
         plan.places[node.name] = Place(x.buffer, image, x.corner, x.zero)
         return
-    _move(plan, node, _offsets(plan, x, node.output.shape))
+    _move(plan, node, offsets_of(plan, x, node.output.shape))
 
 
 @lower_op.register
 def _(op: int_ops.Transpose, plan: Plan, node: IntNode) -> None:
     shape = plan.graph[node.inputs[0]].output.shape
-    _move(plan, node, _offsets(plan, plan.source(node), shape).transpose(op.axes))
+    _move(plan, node, offsets_of(plan, plan.source(node), shape).transpose(op.axes))
 
 
 @lower_op.register
 def _(op: int_ops.UpsampleNearest2d, plan: Plan, node: IntNode) -> None:
     x = plan.source(node)
-    source = _offsets(plan, x, x.image).repeat(op.factor[0], axis=1).repeat(op.factor[1], axis=2)
+    source = offsets_of(plan, x, x.image).repeat(op.factor[0], axis=1).repeat(op.factor[1], axis=2)
     _move(plan, node, source.reshape(node.output.shape))
 
 
 @lower_op.register
 def _(op: int_ops.Softmax, plan: Plan, node: IntNode) -> None:
     x, y, shape = plan.source(node), plan.new_place(node), node.output.shape
-    come, go, groups = heads.groups_along(op.axis, _offsets(plan, x, shape), _offsets(plan, y, shape))
+    come, go, groups = heads.groups_along(op.axis, offsets_of(plan, x, shape), offsets_of(plan, y, shape))
     clamp = (int(op.clamp[0]) - op.zero_point, int(op.clamp[1]) - op.zero_point)
     constants = (come, go, groups, op.table, int(op.bits), clamp, y.zero)
     plan.steps.append(Step(node.name, heads.softmax, (x.buffer, y.buffer), constants))
@@ -113,22 +104,17 @@ def _(op: int_ops.ArgMax, plan: Plan, node: IntNode) -> None:
     y = Place(plan.add_buffer(Buffer((height, width, rounded_up(channels)), np.int32)), image, Corner(0, 0))
     plan.places[node.name] = y
     shape = plan.graph[node.inputs[0]].output.shape
-    come, _, groups = heads.groups_along(op.axis, _offsets(plan, x, shape), None)
-    go = _offsets(plan, y, (*shape[: op.axis], *shape[op.axis + 1 :])).reshape(-1)
+    come, _, groups = heads.groups_along(op.axis, offsets_of(plan, x, shape), None)
+    go = offsets_of(plan, y, (*shape[: op.axis], *shape[op.axis + 1 :])).reshape(-1)
     plan.steps.append(Step(node.name, heads.argmax, (x.buffer, y.buffer), (come, np.ascontiguousarray(go), groups)))
 
 
 def _move(plan: Plan, node: IntNode, source: NDArray[np.int64]) -> None:
     """Copy the elements at ``source``, offsets in the shape of the result, to the new place of ``node``."""
     x, y = plan.source(node), plan.new_place(node)
-    runs = move.runs_of(source, _offsets(plan, y, node.output.shape))
+    runs = move.runs_of(source, offsets_of(plan, y, node.output.shape))
     kernel = move.move_elements if runs[:, 2].max() == 1 else move.move_runs
     plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer), (runs, x.zero, y.zero)))
-
-
-def _offsets(plan: Plan, place: Place, shape: tuple[int, ...]) -> NDArray[np.int64]:
-    height, width, lanes = plan.buffers[place.buffer].shape
-    return move.offsets((height, width, lanes), place.image, place.corner, shape)
 
 
 def _has_room(plan: Plan, node: IntNode, x: Place, image: tuple[int, int, int], corner: Corner) -> bool:

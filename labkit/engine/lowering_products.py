@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.finishing import (
     bias_of,
+    finish_rule,
     finishes_in_registers,
     grid_of,
     itemsize,
@@ -98,7 +99,7 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
         width = tile_width(windows.width)
         epilogue = pack_epilogue(bias_of(op, x, weights), op.requantizer, CHANNELS, y.zero)
         by_rows = (pack_rows(weights[:, 0]), epilogue, op.dilation[0], stored_clamp(op.requantizer, y.zero), windows)
-        row_kernel = depthwise_rows_kernel(dot, width, op.stride[1], op.requantizer.rule)
+        row_kernel = depthwise_rows_kernel(dot, width, op.stride[1], finish_rule(op.requantizer))
         plan.steps.append(Step(node.name, row_kernel, (x.buffer, y.buffer), by_rows))
         return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
@@ -108,7 +109,7 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
     if finishes_in_registers(plan, node, weights):
         epilogue = pack_epilogue(bias_of(op, x, weights), op.requantizer, offset=y.zero)
         fused = (panels, epilogue, taps, stored_clamp(op.requantizer, y.zero), windows)
-        plan.steps.append(Step(node.name, DEPTHWISE[op.requantizer.rule], (x.buffer, y.buffer, TABLES), fused))
+        plan.steps.append(Step(node.name, DEPTHWISE[finish_rule(op.requantizer)], (x.buffer, y.buffer, TABLES), fused))
         return
     sums = sums_buffer(plan, y)
     constants = (panels, NO_EPILOGUE, taps, (0, 0), into_sums)
@@ -151,7 +152,7 @@ def _multiply(
     if finishes_in_registers(plan, node, weights):
         epilogue = pack_epilogue(bias, op.requantizer, plan.registers.lanes, y.zero)
         rest: tuple[Any, ...] = (epilogue, runs, stored_clamp(op.requantizer, y.zero), windows)
-        add_product(plan, node, (x.buffer, y.buffer), dot, weights, op.requantizer.rule, rest)
+        add_product(plan, node, (x.buffer, y.buffer), dot, weights, finish_rule(op.requantizer), rest)
         return
     sums = sums_buffer(plan, y)
     rest = (NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
@@ -250,7 +251,7 @@ def _winograd(
     if finishes_in_registers(plan, node, weights):
         epilogue = pack_epilogue(bias_of(op, x, weights), op.requantizer, plan.registers.lanes, y.zero)
         constants = (panels, epilogue, stored_clamp(op.requantizer, y.zero), at_once, windows)
-        kernel = conv3x3.conv3x3_kernel(plan.registers, transform, op.requantizer.rule)
+        kernel = conv3x3.conv3x3_kernel(plan.registers, transform, finish_rule(op.requantizer))
         plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, *scratch), constants))
         return
     sums = sums_buffer(plan, y)

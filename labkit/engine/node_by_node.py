@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,23 +13,23 @@ from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.kernels.kernel_set import KernelSet
 
-__all__ = ["run_nodes"]
+__all__ = ["compute_node", "enter_node", "run_nodes"]
 
 _WINDOWED = (
     *(int_ops.Conv2d, int_ops.MaxPool2d, int_ops.AveragePool2d, int_ops.AdaptiveAveragePool2d),
-    *(int_ops.Pad, int_ops.UpsampleNearest2d),
+    *(int_ops.Pad, int_ops.UpsampleNearest2d, int_ops.AveragePoolOfValid, int_ops.AveragePoolFloat32),
 )
 
 
 def run_nodes(
-    graph: IntGraph, inputs: Mapping[str, NDArray[np.float32]], kernels: KernelSet
+    graph: IntGraph, inputs: Mapping[str, NDArray[Any]], kernels: KernelSet
 ) -> dict[str, NDArray[np.generic]]:
     """Every node's result by name, in the layout (N, C, H, W).
 
     Parameters
     ----------
     graph : the integer network
-    inputs : float32 [N, ...] by the name of each input node
+    inputs : [N, ...] by the name of each input node: float32 for a Quantize node, integers for an Input node
     kernels : the functions to use
 
     Returns
@@ -44,18 +44,45 @@ def run_nodes(
     results: dict[str, NDArray[np.generic]] = {}
     images = len(next(iter(inputs.values())))
     for node in graph:
-        if isinstance(node.op, int_ops.Quantize):
-            spec, params = node.output.quantized
-            result = kernels["quantize"](inputs[node.name], params, spec)
+        result: NDArray[Any]
+        if isinstance(node.op, int_ops.Constant):
+            result = np.broadcast_to(node.op.values, (images, *node.op.values.shape))
+        elif not node.inputs:
+            result = enter_node(node, inputs[node.name], kernels)
         else:
-            result = _compute(graph, node, [results[name] for name in node.inputs], kernels)
+            result = compute_node(graph, node, [results[name] for name in node.inputs], kernels)
         results[node.name] = _stored(node, result, images)
     return results
 
 
-def _compute(
-    graph: IntGraph, node: IntNode, arrays: list[NDArray[np.generic]], kernels: KernelSet
+def enter_node(node: IntNode, given: NDArray[Any], kernels: KernelSet) -> NDArray[Any]:
+    """The integers that the border ``node`` makes by ``kernels`` of what is ``given``, [N, ...] of its dtype.
+
+    Raises
+    ------
+    QuantizationError
+        Real numbers hold a NaN.
+    """
+    spec, params = node.output.quantized
+    result: NDArray[Any]
+    if isinstance(node.op, int_ops.Quantize):
+        result = kernels["quantize"](given, params, spec)
+    elif isinstance(node.op, int_ops.QuantizeByReciprocal):
+        result = kernels["quantize_by_reciprocal"](given, params, spec, node.op.zero_point_inside)
+    elif isinstance(node.op, int_ops.QuantizeAwayFromZero):
+        result = kernels["quantize_away_from_zero"](given, params, spec)
+    else:
+        result = given
+    return result
+
+
+def compute_node(
+    graph: IntGraph, node: IntNode, arrays: Sequence[NDArray[np.generic]], kernels: KernelSet
 ) -> NDArray[np.generic]:
+    """What ``node`` of ``graph``, which is no border in, makes by ``kernels`` of ``arrays``, one [N, ...] for each input.
+
+    They have the dtypes of the inputs, the result that of the kernel, which is int32 where it computes.
+    """
     op = node.op
     if is_sequence := arrays[0].ndim == 3 and isinstance(op, _WINDOWED):
         arrays = [array[:, :, None, :] for array in arrays]  # an image of height 1
@@ -113,6 +140,63 @@ def _compute(
             output_zero_point=op.zero_point,
             clamp=op.clamp,
         )
+    elif isinstance(op, int_ops.AddFixedPoint):
+        result = kernels["add_fixed_point"](
+            x,
+            arrays[1],
+            zero_points=(zero_points[0], zero_points[1]),
+            rule=op.rule,
+            left_shift=op.left_shift,
+            inputs=op.inputs,
+            output=op.output,
+            subtracts=op.subtracts,
+            output_zero_point=op.zero_point,
+            clamp=op.clamp,
+        )
+    elif isinstance(op, int_ops.AddFloat32):
+        result = kernels["add_float32"](x, arrays[1], multipliers=op.multipliers, addend=op.addend, clamp=op.clamp)
+    elif isinstance(op, int_ops.AddDequantized):
+        result = kernels["add_dequantized"](
+            x,
+            arrays[1],
+            zero_points=(zero_points[0], zero_points[1]),
+            scales=op.scales,
+            reciprocal=op.reciprocal,
+            output_zero_point=op.zero_point,
+            clamp=op.clamp,
+            fused=op.fused,
+        )
+    elif isinstance(op, int_ops.AddAwayFromZero):
+        result = kernels["add_away_from_zero"](
+            x,
+            arrays[1],
+            zero_points=(zero_points[0], zero_points[1]),
+            multipliers=op.multipliers,
+            shift=op.shift,
+            output_zero_point=op.zero_point,
+            clamp=op.clamp,
+        )
+    elif isinstance(op, int_ops.AveragePoolOfValid):
+        result = kernels["average_pool_of_valid"](
+            x, kernel=op.kernel, stride=op.stride, padding=op.padding, clamp=op.clamp, offset=op.offset
+        )
+    elif isinstance(op, int_ops.MeanFloat32):
+        result = kernels["mean_float32"](
+            x, axes=op.axes, multiplier=op.multiplier, addend=op.addend, clamp=op.clamp, offset=op.offset
+        )
+    elif isinstance(op, int_ops.AveragePoolFloat32):
+        result = kernels["average_pool_float32"](
+            x,
+            input_params=specs[0][1],
+            output_params=node.output.quantized[1],
+            kernel=op.kernel,
+            stride=op.stride,
+            padding=op.padding,
+            counts_padding=op.counts_padding,
+            clamp=op.clamp,
+        )
+    elif isinstance(op, int_ops.Lookup):
+        result = kernels["lookup"](x, table=op.table)
     elif isinstance(op, int_ops.Multiply):
         result = kernels["multiply"](
             x, arrays[1], zero_points=(zero_points[0], zero_points[1]), requantizer=op.requantizer
@@ -132,6 +216,23 @@ def _compute(
     elif isinstance(op, int_ops.Softmax):
         result = kernels["softmax"](
             x, axis=op.axis, table=op.table, bits=op.bits, output_zero_point=op.zero_point, clamp=op.clamp
+        )
+    elif isinstance(op, int_ops.SoftmaxFloat32):
+        result = kernels["softmax_float32"](
+            x, axis=op.axis, table=op.table, factor=op.factor, output_zero_point=op.zero_point, clamp=op.clamp
+        )
+    elif isinstance(op, int_ops.SoftmaxFixedPoint):
+        result = kernels["softmax_fixed_point"](
+            x,
+            axis=op.axis,
+            multiplier=op.multiplier,
+            lowest_difference=op.lowest_difference,
+            output_zero_point=op.zero_point,
+            clamp=op.clamp,
+        )
+    elif isinstance(op, int_ops.SoftmaxByReciprocal):
+        result = kernels["softmax_by_reciprocal"](
+            x, axis=op.axis, table=op.table, output_zero_point=op.zero_point, clamp=op.clamp
         )
     elif isinstance(op, int_ops.ArgMax):
         result = kernels["argmax"](x, axis=op.axis, keepdims=op.keepdims)

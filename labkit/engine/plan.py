@@ -31,7 +31,10 @@ __all__ = ["TABLES", "Buffer", "Entry", "Exit", "Place", "Plan", "Prepared", "Pu
 TABLES = -1  # in Step.buffers: the arena's scratch table of addresses
 
 
-Number = type[np.int8] | type[np.uint8] | type[np.int16] | type[np.int32]
+Number = type[np.int8] | type[np.uint8] | type[np.int16] | type[np.int32] | type[np.float32]
+
+
+_BORDERS_IN = (int_ops.Quantize, int_ops.QuantizeByReciprocal, int_ops.QuantizeAwayFromZero, int_ops.Input)
 
 
 class Route(Enum):
@@ -111,15 +114,21 @@ class Step:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """A Quantize node: ``kernel(part, parts, images, real, buffer, numbers, corner)`` brings its integers to ``place``.
+    """A border in: ``kernel(part, parts, images, given, buffer, numbers, corner)`` brings its integers to ``place``.
 
-    kernel, numbers : `elementwise.quantize` or what does the same, and its float32 constants
+    kernel, numbers : `elementwise.quantize` or what does the same, and its float32 constants, where real numbers are given
+        to a Quantize node; else `elementwise.take_integers` and its constant
     """
 
     node: IntNode
     place: Place
     kernel: Callable[..., int]
-    numbers: NDArray[np.float32]
+    numbers: NDArray[np.float32] | NDArray[np.int64]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the array that the kernel takes: float32 for a Quantize node, else that of the node's integers."""
+        return np.dtype(np.float32) if isinstance(self.node.op, int_ops.Quantize) else self.node.output.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,7 +207,7 @@ class Plan:
         """
         channels, height, width = image = as_image(node.output)
         (top, bottom), (left, right) = self.border(node.name)
-        is_small_input = isinstance(node.op, int_ops.Quantize) and height * width > 1 and channels <= DENSE_CHANNELS
+        is_small_input = isinstance(node.op, _BORDERS_IN) and height * width > 1 and channels <= DENSE_CHANNELS
         lanes = channels if is_small_input else rounded_up(channels)
         shape = (top + height + bottom, left + width + right, lanes)
         zero = 0

@@ -10,13 +10,18 @@ from types import MappingProxyType
 
 import numpy as np
 
-from labkit.engine import lowering, lowering_more, lowering_products  # noqa: F401 (they register)
+from labkit.engine import (  # noqa: F401 (they register)
+    lowering,
+    lowering_more,
+    lowering_products,
+    lowering_runtimes,
+)
 from labkit.engine.dispatch import lower
 from labkit.engine.memory import share_memory
 from labkit.engine.plan import TABLES, Entry, Exit, Plan, Prepared, Purpose, Route
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
-from labkit.kernels.fast.elementwise import quantize, quantize_signs
+from labkit.kernels.fast.elementwise import quantize, quantize_signs, take_integers
 from labkit.kernels.fast.entry import PIXELS, quantize_kernel
 from labkit.kernels.fast.tile import Dot, Registers, fastest_dots, widest_registers
 
@@ -90,6 +95,8 @@ def _entry(plan: Plan, node: IntNode) -> Entry:
     spec, params = node.output.quantized
     place = plan.places[node.name]
     channels, _, width = place.image
+    if not isinstance(node.op, int_ops.Quantize):
+        return Entry(node, place, take_integers, np.array([int(params.zero_point) - place.zero], np.int64))
     if spec.is_binary:
         kernel = quantize_signs
     elif plan.buffers[place.buffer].shape[2] == channels and width >= PIXELS:

@@ -1,4 +1,4 @@
-"""Run a prepared network on real images: quantize, integers only, dequantize."""
+"""Run a prepared network: quantize where real numbers are given, integers only, dequantize where they are wanted."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic import affine
 from labkit.engine.arena import Arena, arena_for, chunk_of
-from labkit.engine.plan import Exit, Prepared
+from labkit.engine.node_by_node import enter_node
+from labkit.engine.plan import Entry, Exit, Prepared
 from labkit.engine.team import team_of
 from labkit.errors import BoundError
+from labkit.graph import int_ops
+from labkit.kernels.kernel_set import REFERENCE
 from labkit.kernels.program import walk
 
 __all__ = ["run", "trace"]
@@ -20,13 +23,14 @@ __all__ = ["run", "trace"]
 Array = NDArray[Any]
 
 
-def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]], threads: int = 1) -> dict[str, Array]:
+def run(prepared: Prepared, inputs: Mapping[str, Array], threads: int = 1) -> dict[str, Array]:
     """The outputs of ``prepared.graph`` for any number of images.
 
     Parameters
     ----------
     prepared : from `labkit.engine.prepare`
-    inputs : float32 [N, ...], C-contiguous, by the name of each input node; all with the same N
+    inputs : [N, ...], C-contiguous, by the name of each input node, all with the same N: integers in the tensor's dtype for
+        an Input node, else float32
     threads : how many work on it, 1 or more; the integers are the same
 
     Returns
@@ -44,7 +48,7 @@ def run(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]], threads: 
     return _run(prepared, inputs, exits, keeps_all=False, threads=threads)
 
 
-def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+def trace(prepared: Prepared, inputs: Mapping[str, Array]) -> dict[str, Array]:
     """The result of every node of ``prepared`` by name, [N, ...] in PyTorch's layout; ``inputs`` and errors as `run`.
 
     Integers are in each tensor's own dtype, zero point included; a Dequantize node gives float32. The name of a node
@@ -57,6 +61,7 @@ def trace(prepared: Prepared, inputs: Mapping[str, NDArray[np.float32]]) -> dict
 def _run(
     prepared: Prepared, inputs: Mapping[str, Array], exits: Sequence[Exit], *, keeps_all: bool, threads: int = 1
 ) -> dict[str, Array]:
+    inputs = {entry.node.name: _entering(entry, inputs[entry.node.name]) for entry in prepared.entries}
     images = next(iter(inputs.values())).shape[0]
     results = {way.node.name: np.empty((images, *way.node.output.shape), way.dtype) for way in exits}
     chunk = chunk_of(prepared, keeps_all)
@@ -71,11 +76,16 @@ def _run(
         broken = walk(arena.program, count) if threads == 1 else team_of(threads).run(arena.program, count)
         if broken >= 0:
             _refuse(prepared, inputs, arena.program.names[broken])
-        if keeps_all or len(arena.ports_out) < len(exits):
+        if keeps_all:
             for way in exits:
-                if keeps_all or way.scale is None:
-                    _leave(arena, way, results[way.node.name][first : first + count])
+                _leave(arena, way, results[way.node.name][first : first + count])
     return results
+
+
+def _entering(entry: Entry, given: Array) -> Array:
+    """``given`` as the kernel of ``entry`` takes it: borders that only other runtimes have are crossed by the readable tier."""
+    crosses = not isinstance(entry.node.op, int_ops.Quantize | int_ops.Input)
+    return np.ascontiguousarray(enter_node(entry.node, given, REFERENCE)) if crosses else given
 
 
 def _address(array: Array) -> int:

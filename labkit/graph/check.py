@@ -14,7 +14,8 @@ from labkit.arithmetic.softmax import EXPONENT_BITS, TABLE_SIZE
 from labkit.arithmetic.windows import common_area
 from labkit.errors import BoundError, ModelError
 from labkit.graph import int_ops
-from labkit.graph.output_shapes import output_shape
+from labkit.graph.check_runtimes import OPERATIONS_OF_RUNTIMES, check_constant, check_operation_of_runtime
+from labkit.graph.output_shapes import Windowed, output_shape
 from labkit.graph.shapes import window_output
 
 if TYPE_CHECKING:
@@ -22,6 +23,21 @@ if TYPE_CHECKING:
 
 __all__ = ["check_node"]
 
+_ARITY: dict[type[int_ops.IntOp], int | None] = {
+    int_ops.Quantize: 0,
+    int_ops.QuantizeByReciprocal: 0,
+    int_ops.QuantizeAwayFromZero: 0,
+    int_ops.Constant: 0,
+    int_ops.Input: 0,
+    int_ops.Add: 2,
+    int_ops.AddFixedPoint: 2,
+    int_ops.AddFloat32: 2,
+    int_ops.AddDequantized: 2,
+    int_ops.AddAwayFromZero: 2,
+    int_ops.Multiply: 2,
+    int_ops.Concat: None,
+}  # None: any number from one upwards; one where nothing stands here
+_Pool = int_ops.MaxPool2d | int_ops.AveragePoolOfValid | int_ops.AveragePoolFloat32
 LARGEST_TENSOR = 2**28  # numbers an image; a thousand times what the largest usual network needs
 
 
@@ -36,7 +52,7 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         A sum could leave 32 bits.
     """
     inputs = graph.inputs_of(node)
-    arity = {int_ops.Quantize: 0, int_ops.Add: 2, int_ops.Multiply: 2, int_ops.Concat: None}.get(type(node.op), 1)
+    arity = _ARITY.get(type(node.op), 1)
     if (arity is not None and len(inputs) != arity) or (arity is None and not inputs):
         raise ModelError(f"{node.name}: {type(node.op).__name__} takes {arity or 'some'} inputs, got {len(inputs)}.")
     _check_window(node)
@@ -49,6 +65,8 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         raise ModelError(
             f"{node.name}: its output has shape {shape} by its inputs, but {node.output.shape} is declared."
         )
+    if node.output.channels_last and len(shape) < 2:
+        raise ModelError(f"{node.name}: only a tensor with a channel axis and others can have its channels last.")
     if isinstance(node.op, int_ops.Dequantize):
         inputs[0].quantized  # noqa: B018  (raises where the input is real)
         if node.output.spec is not None or node.output.is_index:
@@ -64,7 +82,11 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         raise ModelError(f"{node.name}: an activation has one scale, got {params.scale.shape}.")
     if not spec.qmin <= int(params.zero_point) <= spec.qmax:
         raise ModelError(f"{node.name}: zero point {int(params.zero_point)} is outside {spec.qmin}..{spec.qmax}.")
-    if not isinstance(node.op, int_ops.Quantize):
+    if isinstance(node.op, int_ops.Constant):
+        check_constant(node, node.op)
+    elif not isinstance(
+        node.op, int_ops.Quantize | int_ops.QuantizeByReciprocal | int_ops.QuantizeAwayFromZero | int_ops.Input
+    ):
         _check_operation(node, inputs)
 
 
@@ -79,9 +101,9 @@ def _check_window(node: IntNode) -> None:
         raise ModelError(f"{node.name}: a Pad only adds: its padding must be at least 0, got {op.padding}.")
     if isinstance(op, int_ops.UpsampleNearest2d) and min(op.factor) < 1:
         raise ModelError(f"{node.name}: each pixel is repeated at least once, got the factor {op.factor}.")
-    if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d):
+    if isinstance(op, Windowed):
         kernel = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
-        dilation = (1, 1) if isinstance(op, int_ops.AveragePool2d) else op.dilation
+        dilation = op.dilation if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d) else (1, 1)
         edges = (*op.padding[0], *op.padding[1])
         if min(*kernel, *op.stride, *dilation) < 1 or min(edges) < 0:
             raise ModelError(
@@ -128,6 +150,10 @@ def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
         _check_add(node, op, inputs)
     elif isinstance(op, int_ops.Softmax):
         _check_softmax(node, op)
+    elif isinstance(op, OPERATIONS_OF_RUNTIMES):
+        check_operation_of_runtime(node, op, inputs)
+        if isinstance(op, int_ops.AveragePoolOfValid | int_ops.AveragePoolFloat32):
+            _check_windows(node, op, (*inputs[0].shape[:1], *(1,) * (3 - len(inputs[0].shape)), *inputs[0].shape[1:]))
     elif isinstance(op, int_ops.MaxPool2d):
         _check_windows(node, op, (*inputs[0].shape[:1], *(1,) * (3 - len(inputs[0].shape)), *inputs[0].shape[1:]))
         _check_same_scale(node, inputs[0])
@@ -142,21 +168,21 @@ def _check_same_scale(node: IntNode, source: Tensor) -> None:
         )
 
 
-def _check_windows(node: IntNode, op: int_ops.MaxPool2d, shape: tuple[int, ...]) -> None:
-    """Every window must meet the image: the largest of no elements is no number."""
+def _check_windows(node: IntNode, op: _Pool, shape: tuple[int, ...]) -> None:
+    """Every window must meet the image: the largest of no elements is no number, and neither is their mean."""
+    dilations, ceil_mode = (op.dilation, op.ceil_mode) if isinstance(op, int_ops.MaxPool2d) else ((1, 1), False)
     for axis in range(2):
+        dilation = dilations[axis]
         positions = window_output(
-            shape[1 + axis], op.kernel[axis], op.stride[axis], op.padding[axis], op.dilation[axis], op.ceil_mode
+            shape[1 + axis], op.kernel[axis], op.stride[axis], op.padding[axis], dilation, ceil_mode
         )
         reach = op.padding[axis][0] // op.stride[axis] + 1  # later windows start inside, up to the last few
-        inside = max(0, shape[1 + axis] - op.kernel[axis] * op.dilation[axis]) // op.stride[axis]
+        inside = max(0, shape[1 + axis] - op.kernel[axis] * dilation) // op.stride[axis]
         for position in (*range(min(reach, positions)), *range(max(reach, inside), positions)):
             start = position * op.stride[axis] - op.padding[axis][0]
-            first = max(0, -(start // op.dilation[axis]))  # the first tap that is not before the image
-            if first >= op.kernel[axis] or start + first * op.dilation[axis] >= shape[1 + axis]:
-                raise ModelError(
-                    f"{node.name}: window {position} of the max-pool lies wholly in the padding. Pad less."
-                )
+            first = max(0, -(start // dilation))  # the first tap that is not before the image
+            if first >= op.kernel[axis] or start + first * dilation >= shape[1 + axis]:
+                raise ModelError(f"{node.name}: window {position} of the pool lies wholly in the padding. Pad less.")
 
 
 def _check_add(node: IntNode, op: int_ops.Add, inputs: tuple[Tensor, ...]) -> None:

@@ -20,7 +20,7 @@ class Costs:
 
     bops : MACs x weight bits x input bits by layer (the slides on HAWQ-V3 count so).
     weight_bytes : integer weights by layer, four bits or fewer packed two to a byte.
-    bias_bytes : int32 biases by layer.
+    bias_bytes : int32 biases by layer, or float32 ones.
     """
 
     macs: Mapping[str, int]
@@ -63,7 +63,8 @@ def costs(graph: IntGraph) -> Costs:
         bops[node.name] = macs[node.name] * op.weight.spec.bits * input_spec.bits
         packed = op.weight.spec.bits <= 4
         weight_bytes[node.name] = (op.weight.values.size + 1) // 2 if packed else op.weight.values.size
-        bias_bytes[node.name] = op.bias.size * 4 if np.any(op.bias) else 0
+        biases = (op.bias, op.requantizer.bias)  # integers, and real numbers where a runtime keeps them so
+        bias_bytes[node.name] = sum(4 * bias.size for bias in biases if bias is not None and np.any(bias))
     return Costs(*(MappingProxyType(table) for table in (macs, bops, weight_bytes, bias_bytes)))
 
 

@@ -11,28 +11,44 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.affine import QTensor
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.frozen import frozen_array
-from labkit.arithmetic.requantize import Requantizer
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.graph.shapes import Padding
 
 __all__ = [
     "AdaptiveAveragePool2d",
     "Add",
+    "AddAwayFromZero",
+    "AddDequantized",
+    "AddFixedPoint",
+    "AddFloat32",
     "ArgMax",
     "AveragePool2d",
+    "AveragePoolFloat32",
+    "AveragePoolOfValid",
     "Concat",
+    "Constant",
     "Conv2d",
     "Dequantize",
     "Flatten",
+    "Input",
     "IntOp",
     "Linear",
+    "Lookup",
     "MaxPool2d",
+    "MeanFloat32",
     "Multiply",
     "Pad",
     "Quantize",
+    "QuantizeAwayFromZero",
+    "QuantizeByReciprocal",
     "Requantize",
     "Reshape",
     "Softmax",
+    "SoftmaxByReciprocal",
+    "SoftmaxFixedPoint",
+    "SoftmaxFloat32",
     "Transpose",
     "UpsampleNearest2d",
 ]
@@ -41,6 +57,42 @@ __all__ = [
 @dataclass(frozen=True, eq=False)
 class Quantize:
     """The border in: real float32 of ``shape`` (without the batch axis) to integers (eq. 2)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizeByReciprocal:
+    """The border in as PyTorch's engines have it: real float32 of ``shape`` times the reciprocal of the scale (eq. 39).
+
+    zero_point_inside : the zero point is added before rounding, with the product, as PyTorch does; else after it, as XNNPACK
+        does.
+    """
+
+    shape: tuple[int, ...]
+    zero_point_inside: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizeAwayFromZero:
+    """The border in as LiteRT's reference kernel has it: real float32 of ``shape``, ties away from zero (eq. 41)."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """The same integers for every image: ``values`` in the dtype and the shape of the output, without the batch axis."""
+
+    values: NDArray[np.int8] | NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", frozen_array(self.values))
+
+
+@dataclass(frozen=True, eq=False)
+class Input:
+    """The border in of a network that takes integers: of ``shape`` (without the batch axis), on the grid of its output."""
 
     shape: tuple[int, ...]
 
@@ -127,6 +179,121 @@ class Add:
 
 
 @dataclass(frozen=True, eq=False)
+class AddFixedPoint:
+    """Two tensors summed as LiteRT sums them, with three roundings under ``rule`` (eq. 31).
+
+    Each input is shifted left by ``left_shift`` bits and multiplied by its entry of ``inputs`` (shape (2,)); the second is
+    subtracted where ``subtracts``; the sum is multiplied by ``output`` (shape ()).
+    """
+
+    rule: RoundingRule
+    left_shift: int
+    inputs: FixedPointMultiplier
+    output: FixedPointMultiplier
+    zero_point: int
+    clamp: tuple[int, int]
+    subtracts: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class AddFloat32:
+    """Two tensors summed as ONNX Runtime sums them, in float32 with the zero points in one addend (eq. 32).
+
+    ``q = clamp(rint(a multipliers[0] + (b multipliers[1] + addend)))``, each product and sum rounded once to float32 (FMA);
+    ``multipliers`` float32 [2], ``addend`` float32 [].
+    """
+
+    multipliers: NDArray[np.float32]
+    addend: NDArray[np.float32]
+    clamp: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", frozen_array(self.multipliers))
+        object.__setattr__(self, "addend", frozen_array(self.addend))
+
+
+@dataclass(frozen=True, eq=False)
+class AddDequantized:
+    """Two tensors dequantized, summed and quantized in float32, as PyTorch's own kernel adds (eq. 37).
+
+    ``scales`` float32 [2] are those of the inputs, ``reciprocal`` float32 [] is 1 / S_y. The first ``fused`` elements of an
+    image, counted in the order (H, W, C), are dequantized by a fused multiply-add and get the zero point after rounding;
+    those after them are dequantized by a product and get it before.
+    """
+
+    scales: NDArray[np.float32]
+    reciprocal: NDArray[np.float32]
+    zero_point: int
+    clamp: tuple[int, int]
+    fused: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", frozen_array(self.scales))
+        object.__setattr__(self, "reciprocal", frozen_array(self.reciprocal))
+
+
+@dataclass(frozen=True, eq=False)
+class AddAwayFromZero:
+    """The sum of `Add` with ties away from zero, as QNNPACK adds (eq. 38): ``multipliers`` int32 [2], one ``shift`` of 1..31."""
+
+    multipliers: NDArray[np.int32]
+    shift: int
+    zero_point: int
+    clamp: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multipliers", frozen_array(self.multipliers))
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePoolOfValid:
+    """The mean of those elements of each window that lie in the image, as LiteRT takes it (eq. 33).
+
+    The integers themselves less ``offset`` are summed, and the division rounds ties away from zero; input and output have the
+    same scale. LiteRT counts from -128: ``offset`` is 128 for a tensor that counts from 0, and otherwise 0.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding
+    clamp: tuple[int, int]
+    offset: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class MeanFloat32:
+    """The mean along ``axes``, which keep the length 1, as XNNPACK takes it, in float32 (eq. 42).
+
+    ``q = clamp(rint(s multiplier + addend) + offset)`` with the sum s of the integers themselves less ``offset``, which is 0 or
+    128 as in `AveragePoolOfValid`; ``multiplier`` and ``addend`` are float32 []. The batch axis is not counted.
+    """
+
+    axes: tuple[int, ...]
+    multiplier: NDArray[np.float32]
+    addend: NDArray[np.float32]
+    clamp: tuple[int, int]
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "multiplier", frozen_array(self.multiplier))
+        object.__setattr__(self, "addend", frozen_array(self.addend))
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePoolFloat32:
+    """The mean of each window as ONNX Runtime takes it: dequantized, summed in float32 row by row, quantized (eq. 34).
+
+    counts_padding : elements outside the image count as real 0; else they are left out of the mean.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: Padding
+    counts_padding: bool
+    clamp: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class Concat:
     """Tensors joined along the channel axis, each requantized to the output's scale by its own requantizer (eq. 20)."""
 
@@ -138,6 +305,21 @@ class Requantize:
     """The same tensor at another scale or under a clamp (a ReLU that could not be fused)."""
 
     requantizer: Requantizer
+
+
+@dataclass(frozen=True, eq=False)
+class Lookup:
+    """Each integer q replaced by an entry of ``table``, int32 [256]: number ``q - lowest of the input's dtype`` (eq. 36).
+
+    ``function`` says what the table holds: "logistic", "tanh", "rescale" (the same real number on another grid), "relu", "relu6"
+    or "relu_n1_to_1" (the same within bounds).
+    """
+
+    function: str
+    table: NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", frozen_array(self.table))
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +384,58 @@ class Softmax:
 
 
 @dataclass(frozen=True, eq=False)
+class SoftmaxFixedPoint:
+    """A softmax as LiteRT's reference kernel computes it: gemmlowp's fixed-point exponential and reciprocal (eq. 35).
+
+    The difference to the largest element is multiplied by ``multiplier`` (shape (), its exponent at least 0); elements
+    with a difference below ``lowest_difference`` give 0. The output has the scale 1/256, and its zero point is the lowest
+    integer.
+    """
+
+    axis: int
+    multiplier: FixedPointMultiplier
+    lowest_difference: int
+    zero_point: int
+    clamp: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxFloat32:
+    """A softmax as ONNX Runtime computes it: exponentials from a table, summed one by one in float32 (eq. 40).
+
+    ``table`` float32 [256] holds the exponentials by difference to the largest element; ``factor`` float32 [] is 1 over the
+    output's scale, cut off to a whole number.
+    """
+
+    axis: int
+    table: NDArray[np.float32]
+    factor: NDArray[np.float32]
+    zero_point: int
+    clamp: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", frozen_array(self.table))
+        object.__setattr__(self, "factor", frozen_array(self.factor))
+
+
+@dataclass(frozen=True, eq=False)
+class SoftmaxByReciprocal:
+    """A softmax as LiteRT's optimised kernel computes it: a table of exponentials, summed one by one in float32 (eq. 43).
+
+    ``table`` float32 [256] holds the exponentials by difference to the largest element. The output has the scale 1/256, and
+    its zero point is the lowest integer.
+    """
+
+    axis: int
+    table: NDArray[np.float32]
+    zero_point: int
+    clamp: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", frozen_array(self.table))
+
+
+@dataclass(frozen=True, eq=False)
 class ArgMax:
     """The index of the largest integer along ``axis``, the lowest where there are several; the batch axis is not counted.
 
@@ -214,15 +448,27 @@ class ArgMax:
 
 IntOp = (
     Quantize
+    | QuantizeByReciprocal
+    | QuantizeAwayFromZero
+    | Constant
+    | Input
     | Dequantize
     | Conv2d
     | Linear
     | MaxPool2d
     | AveragePool2d
     | AdaptiveAveragePool2d
+    | AveragePoolOfValid
+    | AveragePoolFloat32
+    | MeanFloat32
     | Add
+    | AddFixedPoint
+    | AddFloat32
+    | AddDequantized
+    | AddAwayFromZero
     | Multiply
     | Concat
+    | Lookup
     | Requantize
     | Flatten
     | Pad
@@ -230,5 +476,8 @@ IntOp = (
     | Transpose
     | UpsampleNearest2d
     | Softmax
+    | SoftmaxFixedPoint
+    | SoftmaxFloat32
+    | SoftmaxByReciprocal
     | ArgMax
 )

@@ -98,12 +98,20 @@ class Tensor:
     """What a node of an `IntGraph` puts out: ``shape`` without the batch axis; grid and scale, or None for real float32.
 
     is_index : int32 positions, without grid and scale (the result of an `int_ops.ArgMax`).
+    channels_last : the source has the channel axis last: ``shape`` is (C, H, W), and the network takes, returns and traces
+        this tensor as (H, W, C).
     """
 
     shape: tuple[int, ...]
     spec: QuantSpec | None
     params: QParams | None
     is_index: bool = field(default=False, metadata={"since": 2})  # version of .lab files
+    channels_last: bool = field(default=False, metadata={"since": 4})
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """``shape`` in the order of the source's axes."""
+        return (*self.shape[1:], self.shape[0]) if self.channels_last else self.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -149,10 +157,13 @@ class IntNode:
 
 @dataclass(frozen=True, eq=False)
 class IntGraph:
-    """An integer network: ``nodes`` in running order, `Quantize` nodes at its inputs, ``outputs`` names of nodes.
+    """An integer network: ``nodes`` in running order, ``outputs`` names of nodes.
+
+    Its inputs are `Quantize` nodes (and `QuantizeByReciprocal`, `QuantizeAwayFromZero`), which take real numbers, and `Input`
+    nodes, which take integers.
 
     notes : plain JSON values that say where it came from (calibration, bit plan, model, command).
-    inputs : names of the nodes through which real input enters.
+    inputs : names of the nodes through which input enters.
 
     Raises
     ------
@@ -169,7 +180,8 @@ class IntGraph:
     def __post_init__(self) -> None:
         object.__setattr__(self, "notes", MappingProxyType(dict(self.notes)))
         object.__setattr__(self, "_by_name", {node.name: node for node in self.nodes})
-        entries = tuple(node.name for node in self.nodes if isinstance(node.op, int_ops.Quantize))
+        borders = int_ops.Quantize | int_ops.QuantizeByReciprocal | int_ops.QuantizeAwayFromZero | int_ops.Input
+        entries = tuple(node.name for node in self.nodes if isinstance(node.op, borders))
         object.__setattr__(self, "inputs", entries)
         self.validate()
 
@@ -200,6 +212,8 @@ class IntGraph:
         from labkit.graph.check import check_node  # it reads the classes of this module
 
         _check_order(self.nodes, self.outputs)
+        if not self.inputs:
+            raise ModelError("The graph has no input: one of its nodes must be a Quantize or an Input node.")
         for node in self.nodes:
             check_node(self, node)
 

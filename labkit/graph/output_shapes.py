@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["output_shape"]
 
 Shape = tuple[int, ...]
+Windowed = (
+    int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d | int_ops.AveragePoolOfValid | int_ops.AveragePoolFloat32
+)
+
+
+_Shares = int_ops.Softmax | int_ops.SoftmaxFixedPoint | int_ops.SoftmaxFloat32 | int_ops.SoftmaxByReciprocal
 
 
 def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
@@ -29,8 +35,10 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
         The shapes of the inputs do not fit the operation.
     """
     op = node.op
-    if isinstance(op, int_ops.Quantize):
+    if isinstance(op, int_ops.Quantize | int_ops.QuantizeByReciprocal | int_ops.QuantizeAwayFromZero | int_ops.Input):
         return tuple(op.shape)
+    if isinstance(op, int_ops.Constant):
+        return tuple(op.values.shape)
     first = inputs[0].shape
     if isinstance(op, int_ops.Flatten):
         return (math.prod(first),)
@@ -41,7 +49,7 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
     if isinstance(op, int_ops.Concat):
         _need_image(node, first)
         return (sum(t.shape[0] for t in inputs), *first[1:])
-    if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d):
+    if isinstance(op, Windowed):
         return _windowed(node, op, first)
     if isinstance(op, int_ops.AdaptiveAveragePool2d):
         _need_image(node, first)
@@ -75,7 +83,11 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
                 f"{node.name}: {op.axes} is no order of the {len(first)} axes of {first}. Name each of 0..{len(first) - 1} once."
             )
         return tuple(first[axis] for axis in op.axes)
-    if isinstance(op, int_ops.Softmax | int_ops.ArgMax):
+    if isinstance(op, int_ops.MeanFloat32):
+        if not op.axes or sorted(set(op.axes)) != list(op.axes) or not 0 <= op.axes[0] <= op.axes[-1] < len(first):
+            raise ModelError(f"{node.name}: a mean runs along some axes of {first} in rising order, got {op.axes}.")
+        return tuple(1 if axis in op.axes else size for axis, size in enumerate(first))
+    if isinstance(op, _Shares | int_ops.ArgMax):
         if not 0 <= op.axis < len(first):
             raise ModelError(f"{node.name}: there is no axis {op.axis} in {first}; name one of 0..{len(first) - 1}.")
         if isinstance(op, int_ops.ArgMax):
@@ -83,10 +95,10 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
     return first
 
 
-def _windowed(node: IntNode, op: int_ops.Conv2d | int_ops.MaxPool2d | int_ops.AveragePool2d, shape: Shape) -> Shape:
+def _windowed(node: IntNode, op: Windowed, shape: Shape) -> Shape:
     _need_image(node, shape)
     kernel: Shape = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
-    dilation = (1, 1) if isinstance(op, int_ops.AveragePool2d) else op.dilation
+    dilation = op.dilation if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d) else (1, 1)
     ceil_mode = op.ceil_mode if isinstance(op, int_ops.MaxPool2d) else False
     channels = op.weight.values.shape[0] if isinstance(op, int_ops.Conv2d) else shape[0]
     image = shape if len(shape) == 3 else (shape[0], 1, shape[1])

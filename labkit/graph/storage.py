@@ -7,8 +7,8 @@ r"""``.lab`` files: a magic word, a version, a JSON header that describes the gr
           52            header, UTF-8 JSON: the graph's nodes
                         body, safetensors
 
-Version 2 knows the operations of `SINCE_2` too, version 3 those of `SINCE_3`. A graph is written as the lowest version that
-knows all of it, so that older labkits read what they can.
+Version 2 knows the operations of `SINCE_2` too, version 3 those of `SINCE_3`, version 4 those of `SINCE_4` and the fields that
+say so. A graph is written as the lowest version that knows all of it, so that older labkits read what they can.
 
 Nothing in a file is executed: the header names classes from a fixed list, and arrays are plain numbers. Weights of four
 bits or fewer are packed two to a byte.
@@ -38,7 +38,7 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 __all__ = ["VERSION", "dumps", "load", "loads", "save"]
 
 MAGIC = b"labkit\0\n"
-VERSION = 3  # the newest that is read
+VERSION = 4  # the newest that is read
 _HEAD = struct.Struct("<8sIQ32s")
 _LARGEST_HEADER = 64 * 2**20
 
@@ -52,6 +52,23 @@ SINCE_2 = (
     "Transpose",
 )  # operations that a file of version 1 does not have
 SINCE_3 = ("UpsampleNearest2d",)
+SINCE_4 = (
+    "AddAwayFromZero",
+    "AddDequantized",
+    "AddFixedPoint",
+    "AddFloat32",
+    "AveragePoolFloat32",
+    "AveragePoolOfValid",
+    "Constant",
+    "Input",
+    "Lookup",
+    "MeanFloat32",
+    "QuantizeAwayFromZero",
+    "QuantizeByReciprocal",
+    "SoftmaxByReciprocal",
+    "SoftmaxFixedPoint",
+    "SoftmaxFloat32",
+)
 
 _CLASSES = {
     cls.__name__: cls
@@ -153,7 +170,27 @@ def loads(data: bytes, name: str = "the data") -> IntGraph:
 def _version_of(graph: IntGraph) -> int:
     """The lowest version that knows every operation of ``graph``."""
     used = {type(node.op).__name__ for node in graph}
-    return 3 if used & set(SINCE_3) else 2 if used & set(SINCE_2) else 1
+    by_operation = 4 if used & set(SINCE_4) else 3 if used & set(SINCE_3) else 2 if used & set(SINCE_2) else 1
+    return max(by_operation, *(_newest_field(node) for node in graph))
+
+
+def _newest_field(value: Any) -> int:
+    """The version that knows every field of ``value`` and of what it holds."""
+    if isinstance(value, tuple):
+        return max((_newest_field(item) for item in value), default=1)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return 1
+    versions = [1]
+    for f in dataclasses.fields(value):
+        if not _is_left_out(value, f):
+            versions += [f.metadata.get("since", 1), _newest_field(getattr(value, f.name))]
+    return max(versions)
+
+
+def _is_left_out(value: Any, f: dataclasses.Field[Any]) -> bool:
+    """Whether a field that version 1 does not know has its default, so that it need not be written."""
+    held = getattr(value, f.name)
+    return f.metadata.get("since", 1) > 1 and not isinstance(held, np.ndarray) and bool(held == f.default)
 
 
 def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
@@ -171,7 +208,7 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> A
         fields = {
             f.name: _encode(getattr(value, f.name), f"{path}.{f.name}", arrays)
             for f in dataclasses.fields(value)
-            if not (f.metadata.get("since", 1) > 1 and getattr(value, f.name) == f.default)  # unknown to version 1
+            if not _is_left_out(value, f)
         }
         return {"class": type(value).__name__, **fields}
     if isinstance(value, tuple):

@@ -18,24 +18,52 @@ from labkit.arithmetic.requantize import Requantizer
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.kernels.reference_heads import argmax, softmax
 from labkit.kernels.reference_layout import pad, reshape, transpose, upsample_nearest2d
+from labkit.kernels.reference_litert import (
+    mean_float32,
+    quantize_away_from_zero,
+    softmax_by_reciprocal,
+    softmax_fixed_point,
+)
+from labkit.kernels.reference_runtimes import (
+    add_fixed_point,
+    add_float32,
+    average_pool_float32,
+    average_pool_of_valid,
+    lookup,
+    softmax_float32,
+)
+from labkit.kernels.reference_torch import add_away_from_zero, add_dequantized, quantize_by_reciprocal
 
 __all__ = [
     "adaptive_average_pool2d",
     "add",
+    "add_away_from_zero",
+    "add_dequantized",
+    "add_fixed_point",
+    "add_float32",
     "argmax",
     "average_pool2d",
+    "average_pool_float32",
+    "average_pool_of_valid",
     "concat",
     "conv2d",
     "dequantize",
     "flatten",
     "linear",
+    "lookup",
     "max_pool2d",
+    "mean_float32",
     "multiply",
     "pad",
     "quantize",
+    "quantize_away_from_zero",
+    "quantize_by_reciprocal",
     "requantize",
     "reshape",
     "softmax",
+    "softmax_by_reciprocal",
+    "softmax_fixed_point",
+    "softmax_float32",
     "transpose",
     "upsample_nearest2d",
 ]

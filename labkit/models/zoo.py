@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKPOINTS", "build", "load", "recipe"]
 
+_SPEECH = ("quartznet", "fsdd")  # has a training, features and a record of its own: see quartznet.py
+
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
 
 
@@ -47,22 +49,27 @@ def load(name: str = "lenet", data: str = "cifar10", weights: str | Path | None 
     Parameters
     ----------
     name
-        One of `labkit.models.names()`.
+        One of `labkit.models.names()`, or ``quartznet``, which reads spoken digits.
     data
-        The data set that it was trained on, ``cifar10`` or ``mnist5k``.
+        The data set that it was trained on, ``cifar10`` or ``mnist5k``; of ``quartznet`` it is ``fsdd``.
     weights
         A file with other weights for the same net, .safetensors as `labkit train` writes it, or PyTorch's own format.
         None: the shipped one.
 
     Returns
     -------
-    A module that takes float32 [N, 3, 32, 32] in [-1, 1] and returns logits, float32 [N, 10].
+    A module that takes float32 [N, 3, 32, 32] in [-1, 1] and returns logits, float32 [N, 10]. ``quartznet`` takes log-mel
+    features, float32 [N, 40, T] (`labkit.data.log_mel`), and returns float32 [N, 11, (T + 1) // 2].
 
     Raises
     ------
     ModelError
         There is no such net, or the weights cannot be read, do not fit it, or hold a NaN or an infinity.
     """
+    if (name, data) == _SPEECH:
+        from labkit.models.quartznet import load_quartznet
+
+        return load_quartznet(weights)
     known = default_recipe(name, data)
     from labkit.models.weights import fill, read_weights
 
@@ -88,13 +95,17 @@ def recipe(name: str = "lenet", data: str = "cifar10") -> dict[str, Any]:
     Returns
     -------
     ``command``, ``recipe`` (every number), ``test_accuracy`` in per cent, ``sha256`` of the weights file, ``versions``,
-    ``mean_training_loss`` by epoch, ``seconds``.
+    ``mean_training_loss`` by epoch, ``seconds``. ``quartznet`` has a ``word_error_rate`` in place of the accuracy.
 
     Raises
     ------
     ModelError
         There is no such net, or its recipe file is missing or damaged.
     """
+    if (name, data) == _SPEECH:
+        from labkit.models.quartznet import quartznet_recipe
+
+        return quartznet_recipe()
     known = default_recipe(name, data)
     path = CHECKPOINTS / f"{known.network}-{known.data}.json"
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,14 @@ from labkit.parity.memory import image_bytes
 from labkit.parity.report import ParityReport
 from labkit.parity.restate_torch import run_graph
 from labkit.parity.tally import Tally
-from labkit.quantization.batches import WORKERS, images_for, in_threads, sized_batches
+from labkit.quantization.batches import WORKERS, checked_batches, images_for, in_threads, sized_batches
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.rounded import rounded_digest
 
 __all__ = ["decided_weights", "parameters_of", "verify"]
+
+_Batch = dict[str, NDArray[Any]]  # by input name, in the layout of the source
 
 BATCH = 64  # images at a time, if they are small
 BUDGET = 1 << 29  # bytes of all batches that are worked on at the same time
@@ -51,8 +54,8 @@ def verify(
     module : torch.nn.Module or None
         The float module that the net was made from: weights, scales, biases and multipliers are derived from it and from the
         saved calibration and bit plan alone. None: the net's own integers are run in PyTorch (proves execution only).
-    x : array or tensor [N, ...], or any iterable of them
-        Images in the module's float32 input layout.
+    x : array or tensor [N, ...], a dict of them by input name, or any iterable of these
+        In the module's float32 input layout; without a module what the net takes, in its own types and layout.
     kernels : as in `IntegerNet.run`
         The tier that is judged.
     progress : called with the number of images compared so far
@@ -100,17 +103,18 @@ def verify(
             if name not in {node.name for node in graph}:
                 tally.missing(f"node {name}", "present", "absent")
 
-    def judge(item: tuple[int, NDArray[np.float32]]) -> tuple[int, Tally]:
+    def judge(item: tuple[int, _Batch]) -> tuple[int, Tally]:
         first_image, batch = item
         part = Tally()
         got = net.trace(batch, kernels=kernels)
-        for name, expected in _expected(graph, emulation, torch.from_numpy(batch)):
+        for name, expected in _expected(graph, emulation, batch):
             part.tensor(name, expected.numpy(), got.get(name), first_image)
-        return first_image + len(batch), part
+        return first_image + len(next(iter(batch.values()))), part
 
     images = 0
     workers, size = _share(graph, WORKERS if isinstance(kernels, str) else 1)  # your own may not be made for threads
-    for images, part in in_threads(judge, _numbered(x, size), workers):
+    batches = checked_batches(x, net.checked, size) if emulation is None else _images(graph, x, size)
+    for images, part in in_threads(judge, _numbered(batches), workers):
         tally.add(part)
         if progress is not None:
             progress(images)
@@ -159,19 +163,31 @@ def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
         | int_ops.Multiply
         | int_ops.Requantize,
     ):
-        multiplier = op.requantizer.multiplier
-        found["clamp"] = op.requantizer.clamp
-        if isinstance(multiplier, FixedPointMultiplier):
-            found |= {"mantissa": multiplier.mantissa, "exponent": multiplier.exponent}
+        found |= _numbers_of(op.requantizer)
     elif isinstance(op, int_ops.Concat):
-        multipliers = [r.multiplier for r in op.requantizers if isinstance(r.multiplier, FixedPointMultiplier)]
-        found["clamp"] = [r.clamp for r in op.requantizers]
-        found |= {"mantissa": [m.mantissa for m in multipliers], "exponent": [m.exponent for m in multipliers]}
-    elif isinstance(op, int_ops.Softmax):
-        found |= {"table": op.table, "bits": op.bits, "clamp": op.clamp}
-    elif isinstance(op, int_ops.Add):
-        found |= {"multipliers": op.multipliers, "shift": op.shift, "clamp": op.clamp}
+        parts = [_numbers_of(requantizer) for requantizer in op.requantizers]
+        names = dict.fromkeys(name for part in parts for name in part)
+        found |= {name: np.array([part[name] for part in parts if name in part]) for name in names}
+    elif not isinstance(op, int_ops.UpsampleNearest2d):
+        found |= _numbers_of(op)
     return {name: np.asarray(value) for name, value in found.items()}
+
+
+# fields that say what is computed, not with which numbers; a zero point is that of the output
+_SETTINGS = ("axes", "axis", "kernel", "padding", "shape", "stride", "dilation", "output_size", "zero_point")
+
+
+def _numbers_of(holder: Any) -> dict[str, Any]:
+    """The numbers in the fields of a requantizer or of an operation; a fixed-point multiplier gives two."""
+    found: dict[str, Any] = {}
+    for field in fields(holder):
+        value = getattr(holder, field.name)
+        if isinstance(value, FixedPointMultiplier):
+            prefix = "" if field.name == "multiplier" else f"{field.name}_"
+            found |= {f"{prefix}mantissa": value.mantissa, f"{prefix}exponent": value.exponent}
+        elif value is not None and field.name not in _SETTINGS and not isinstance(value, RoundingRule | str | bool):
+            found[field.name] = value
+    return found
 
 
 def decided_weights(graph: IntGraph) -> dict[str, DecidedWeights]:
@@ -239,14 +255,17 @@ def _emulation(graph: IntGraph, module: nn.Module, decided: Mapping[str, Decided
     return emulation
 
 
-def _expected(graph: IntGraph, emulation: Emulation | None, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """What each node must put out for ``x``, by name, in the order of the graph; only outputs are held on to."""
+def _expected(graph: IntGraph, emulation: Emulation | None, batch: _Batch) -> Iterator[tuple[str, torch.Tensor]]:
+    """What each node must put out for ``batch``, by name, in the order of the graph; only outputs are held on to."""
     if emulation is None:
-        yield from run_graph(graph, {graph.inputs[0]: x})
+        given = {name: torch.from_numpy(array) for name, array in batch.items()}
+        last = {node.name for node in graph if node.output.channels_last}
+        for name, result in run_graph(graph, {n: x.movedim(-1, 1) if n in last else x for n, x in given.items()}):
+            yield name, result.movedim(1, -1) if name in last else result
         return
     outputs = {}
     try:
-        for name, result in emulation.run(x):
+        for name, result in emulation.run(torch.from_numpy(batch[graph.inputs[0]])):
             if name in emulation.outputs:
                 outputs[name] = result
             yield name, result
@@ -289,12 +308,18 @@ def _rules(node: IntNode) -> list[RoundingRule]:
     return [requantizer.rule for requantizer in requantizers if requantizer is not None]
 
 
-def _numbered(x: Any, size: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Batches of at most ``size`` images, each with the number of its first one."""
-    first_image = 0
+def _images(graph: IntGraph, x: Any, size: int) -> Iterator[_Batch]:
+    """The float32 images ``x`` in batches of at most ``size``, for a net with one input."""
     for batch in sized_batches(x, size):
+        yield {graph.inputs[0]: batch}
+
+
+def _numbered(batches: Iterator[_Batch]) -> Iterator[tuple[int, _Batch]]:
+    """Each batch with the number of its first image."""
+    first_image = 0
+    for batch in batches:
         yield first_image, batch
-        first_image += len(batch)
+        first_image += len(next(iter(batch.values())))
 
 
 def _share(graph: IntGraph, workers: int) -> tuple[int, int]:

@@ -27,7 +27,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One thing compared: a ``parameter`` of a node (``conv1.bias``) or the ``tensor`` that a node puts out."""
+    """One thing compared.
+
+    ``kind`` is "parameter" of a node (``conv1.bias``), "tensor" that a node puts out, or "node": what it makes of the tensors
+    that the other side puts into it.
+    """
 
     name: str
     kind: str

@@ -42,6 +42,17 @@ class Tally:
             return
         self._compare((name, "tensor"), f"tensor {name}", expected, got, first_image)
 
+    def node(self, name: str, expected: NDArray[np.generic], got: NDArray[np.generic], first_image: int) -> None:
+        """Compare what node ``name`` makes of a runtime's own tensors with what the runtime made of them.
+
+        ``expected`` [N, ...] is the runtime's, ``got`` labkit's, any dtype; ``first_image`` as for a tensor.
+        """
+        if expected.shape != got.shape:
+            self._note((name, "node"), expected.size, expected.size)
+            self.first = self.first or Difference(f"node {name}", (), f"shape {expected.shape}", f"shape {got.shape}")
+            return
+        self._compare((name, "node"), f"node {name}", expected, got, first_image)
+
     def add(self, later: Tally) -> None:
         """Take in what a ``later`` part found; the first difference of the earlier one stays first."""
         for key, (elements, differing) in later._counts.items():

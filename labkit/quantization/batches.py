@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from labkit.errors import InputError
 from labkit.frontends.torch_threads import torch_threads
 
-__all__ = ["WORKERS", "image_batches", "images_for", "in_threads", "sized_batches"]
+__all__ = ["WORKERS", "checked_batches", "image_batches", "images_for", "in_threads", "sized_batches"]
 
 BATCH = 128
 _SMALL_IMAGE = 3 * 32 * 32  # numbers
@@ -53,6 +53,35 @@ def sized_batches(batches: Any, size: int) -> Iterator[NDArray[np.float32]]:
     """
     for array in _arrays(batches):
         yield from _cut(array, size)
+
+
+def checked_batches(
+    batches: Any, check: Callable[[Any], dict[str, NDArray[Any]]], size: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What an integer net takes, by input name and at most ``size`` images at a time, in its own types and layout.
+
+    Parameters
+    ----------
+    batches : array or tensor [N, ...], a dict of them by input name, or an iterable of these; of a pair (images, labels) the
+        first is taken
+    check : `IntegerNet.checked`, which gives arrays [N, ...] of the dtypes that the net takes
+    size : 1 or more
+
+    Raises
+    ------
+    InputError
+        An item is nothing of these, or does not fit the net.
+    """
+    if isinstance(batches, Mapping) or hasattr(batches, "__array__") or hasattr(batches, "detach"):
+        batches = [batches]
+    if not isinstance(batches, Iterable):
+        raise InputError(
+            f"Images must be an array [N, ...], a dict of them, or an iterable of these, got {type(batches).__name__}."
+        )
+    for item in batches:
+        arrays = check(item[0] if isinstance(item, list | tuple) and len(item) else item)
+        for start in range(0, len(next(iter(arrays.values()))), size):
+            yield {name: array[start : start + size] for name, array in arrays.items()}
 
 
 def images_for(budget: int, image_bytes: int, largest: int) -> int:

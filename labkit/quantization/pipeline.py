@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.errors import QuantizationError
+from labkit.errors import ModelError, QuantizationError
 from labkit.frontends.torch_fx import from_torch, parameters_digest
+from labkit.graph.ir import FloatGraph
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
 from labkit.quantization.batches import image_batches
@@ -41,7 +43,7 @@ _LOSS_IMAGES = 256  # LAPQ runs the network on them some hundred times
 
 
 def quantize(
-    module: nn.Module,
+    module: nn.Module | FloatGraph | str | Path,
     batches: Any,
     weights: int = 8,
     activations: int = 8,
@@ -60,7 +62,7 @@ def quantize(
 
     Parameters
     ----------
-    module : torch.nn.Module
+    module : torch.nn.Module, FloatGraph, or the path of a float ``.onnx`` file
         Any network of the supported operations (docs/support.md); it is not changed.
     batches : array or tensor [N, ...], or any iterable of them
         A few hundred images like those of training, in the module's own float32 input layout. No labels are needed.
@@ -120,7 +122,8 @@ def quantize(
             f"give rounding_options=RoundingOptions(grid=...)."
         )
     images, shape = _peek(batches)
-    graph = simplify(from_torch(module, shape))
+    given_graph, source, digest = _float_network(module, shape)
+    graph = simplify(given_graph)
     if plan is None:
         options: dict[str, Any] = {"per_channel": per_channel, "activation_scheme": activation_scheme}
         plan = BitPlan.uniform(graph, weights, activations, **options, weight_ranges=weight_ranges)
@@ -138,8 +141,8 @@ def quantize(
         calibration = choose_ranges(calibration, graph, plan, ranges, **told)
     notes: dict[str, Any] = {
         "rounding": rounding,
-        "source": type(module).__name__,
-        "parameters_sha256": parameters_digest(module),
+        "source": source,
+        "parameters_sha256": digest,
     }
     if rounding == "nearest":
         return IntegerNet(convert(graph, calibration, plan, notes))
@@ -188,6 +191,22 @@ def chosen_methods(
             "rounding_options are for roundings that look at images, and rounding='nearest' does not: drop one."
         )
     return ranges, rounding, options or RoundingOptions()
+
+
+def _float_network(module: nn.Module | FloatGraph | str | Path, shape: tuple[int, ...]) -> tuple[FloatGraph, str, str]:
+    """The float network that is meant, for images of ``shape``; where it comes from, and the SHA-256 of its parameters."""
+    if isinstance(module, FloatGraph | str | Path):
+        from labkit.frontends.onnx.float_graph import read_float_onnx
+        from labkit.frontends.onnx.float_graph_module import graph_digest
+
+        if not isinstance(module, FloatGraph) and Path(module).suffix.lower() != ".onnx":
+            raise ModelError(
+                f"A network is a torch.nn.Module, a FloatGraph or the path of a float .onnx file, got {str(module)!r}. A shipped "
+                f"network comes from labkit.models.load."
+            )
+        graph = module if isinstance(module, FloatGraph) else read_float_onnx(module)
+        return graph, "FloatGraph" if graph is module else Path(str(module)).name, graph_digest(graph)
+    return from_torch(module, shape), type(module).__name__, parameters_digest(module)
 
 
 def _keeping(

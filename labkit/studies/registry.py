@@ -8,11 +8,12 @@ from labkit.studies.ee219.listed import EE219
 from labkit.studies.hawq.listed import HAWQ
 from labkit.studies.kit.listed import KIT
 from labkit.studies.mpqco.listed import MPQCO
+from labkit.studies.speech.listed import SPEECH
 from labkit.studies.study import Study
 
 __all__ = ["STUDIES", "find"]
 
-STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *HAWQ, *MPQCO, *KIT)
+STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *HAWQ, *MPQCO, *SPEECH, *KIT)
 
 
 def find(name: str) -> Study:

@@ -20,7 +20,9 @@ ROWS: tuple[frozenset[str], ...] = (
     frozenset({"graph"}),
     frozenset({"engine"}),
     frozenset({"net"}),
-    frozenset("frontends exporters quantization sensitivity allocation models data parity reporting benchmark".split()),
+    frozenset(
+        "runtimes frontends exporters quantization sensitivity allocation models data parity reporting benchmark".split()
+    ),
     frozenset({"course", "grading", "studies"}),
     frozenset({"cli", "__main__"}),
 )

@@ -21,9 +21,11 @@ __all__ = [
     "add_vectors",
     "copy_to_rows",
     "dequantize",
+    "give_integers",
     "quantize",
     "quantize_signs",
     "split_multipliers",
+    "take_integers",
 ]
 
 Array = NDArray[Any]
@@ -96,6 +98,42 @@ def dequantize(
             pixel = x[n, corner.top + i, corner.left + j]
             for c in range(channels):
                 real[n, c, i, j] = np.float32(np.int32(pixel[c]) - offset) * factor
+    return 0
+
+
+@jit
+def take_integers(part: int, parts: int, images: int, given: Array, y: Array, above: Array, corner: Corner) -> int:
+    """int8 or uint8 ``given`` [N, C, H, W] to int16 or uint8 ``y`` [N', H', W', C'].
+
+    part, parts : the share of this call, of all rows of all images
+    above : int64 [1], what the integers are above the numbers stored in ``y``
+    """
+    _, channels, height, width = given.shape
+    first, end = share(images * height, part, parts)
+    for line in range(first, end):
+        n, i = line // height, line % height
+        target = y[n, corner.top + i]
+        for c in range(channels):
+            row = given[n, c, i]
+            for j in range(width):
+                target[corner.left + j, c] = np.int32(row[j]) - np.int32(above[0])
+    return 0
+
+
+@jit
+def give_integers(part: int, parts: int, images: int, x: Array, given: Array, above: Array, corner: Corner) -> int:
+    """The integers stored in ``x`` [N', H', W', C'] to ``given`` [N, C, H, W]; the opposite of `take_integers`.
+
+    ``part`` of ``parts`` is the share of this call, of all rows of all images; ``above`` int64 [1].
+    """
+    _, channels, height, width = given.shape
+    first, end = share(images * height, part, parts)
+    for line in range(first, end):
+        n, i = line // height, line % height
+        for j in range(width):
+            pixel = x[n, corner.top + i, corner.left + j]
+            for c in range(channels):
+                given[n, c, i, j] = np.int32(pixel[c]) + np.int32(above[0])
     return 0
 
 

@@ -12,10 +12,10 @@ from types import MappingProxyType
 
 from llvmlite import ir
 
-from labkit.arithmetic.requantize import RoundingRule
+from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.kernels.fast import simd
 
-__all__ = ["CHANNELS", "FINISHES", "Finish", "Sums", "add_biases", "biases", "finish_for", "unfinished"]
+__all__ = ["CHANNELS", "FINISHES", "Finish", "Sums", "add_biases", "biases", "finish_for", "finish_rule", "unfinished"]
 
 CHANNELS = 16  # of a panel
 
@@ -80,6 +80,39 @@ def _single(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Value
     _store(builder, sums, targets, stored)
 
 
+def _double_rounded(upwards: bool) -> Finish:
+    """Eq. 14, or 15 where ties go ``upwards`` in the second step too, for multipliers below 1: exponents of at most 0.
+
+    Both rules have the same first step: C's division of the nudged product is ``(x mantissa + 2**30) >> 31`` for either sign.
+    """
+
+    def finish(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Values, stored: ir.IntType) -> None:
+        epilogue, low, high = arguments
+        kind = sums[0, 0][0].type
+        wide = ir.VectorType(simd.I64, kind.count // 2)
+        lows, highs = (simd.splat(builder, builder.trunc(bound, simd.I32), kind) for bound in (low, high))
+        shift, half = (ir.Constant(wide, [number] * wide.count) for number in (31, 2**30 + 2**62))
+        lift = ir.Constant(kind, [-(2**31)] * kind.count)  # 2**(62 - 31), see `simd.scale_shift`
+        none = ir.Constant(kind, [0] * kind.count)
+        for panel, v, constant in _constants(builder, sums, epilogue):
+            mantissa = [constant(1, wide), constant(2, wide)]
+            right, bits, offset = (constant(at, kind) for at in (3, 4, 5))
+            for row in (sums[r, panel] for r in range(len(targets))):
+                doubled = simd.scale_shift(builder, row[v], mantissa, [shift, shift], [half, half], lift)
+                rest = builder.and_(doubled, bits)
+                if upwards:  # the highest bit that is shifted out
+                    is_more = builder.icmp_signed("!=", rest, none)
+                else:  # a tie of a negative number is not more
+                    below = builder.ashr(doubled, ir.Constant(kind, [31] * kind.count))
+                    threshold = builder.sub(builder.lshr(bits, ir.Constant(kind, [1] * kind.count)), below)
+                    is_more = builder.icmp_signed(">", rest, threshold)
+                rounded = builder.add(builder.ashr(doubled, right), builder.zext(is_more, kind))
+                row[v] = simd.clamp(builder, builder.add(rounded, offset), lows, highs)
+        _store(builder, sums, targets, stored)
+
+    return finish
+
+
 def _float32_even(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Values, stored: ir.IntType) -> None:
     """Eq. 17; 16 numbers of the type ``stored`` a panel are stored at each of ``targets``.
 
@@ -100,14 +133,43 @@ def _float32_even(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments:
     _store(builder, sums, targets, stored)
 
 
+def _float32_twice(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Values, stored: ir.IntType) -> None:
+    """Eqs. 28 and 29: as `_float32_even` with two products and a float bias between them."""
+    epilogue, low, high = arguments
+    kind = sums[0, 0][0].type
+    real = ir.VectorType(simd.F32, kind.count)
+    lows, highs = (simd.splat(builder, builder.sitofp(bound, simd.F32), real) for bound in (low, high))
+    for panel, v, constant in _constants(builder, sums, epilogue):
+        first, bias, second, inside, offset = (constant(at, real) for at in range(1, 6))
+        for row in (sums[r, panel] for r in range(len(targets))):
+            shifted = builder.fadd(builder.fmul(builder.sitofp(row[v], real), first), bias)
+            rounded = simd.round_half_even(builder, builder.fadd(builder.fmul(shifted, second), inside))
+            clamped = simd.clamp_float(builder, builder.fadd(rounded, offset), lows, highs)
+            row[v] = builder.fptosi(clamped, kind)
+    _store(builder, sums, targets, stored)
+
+
 def unfinished(builder: ir.IRBuilder, sums: Sums, targets: Values, arguments: Values, stored: ir.IntType) -> None:
     """The plain int32 sums, 16 a panel at each of ``targets``; ``stored`` is int32."""
     _store(builder, sums, targets, stored)
 
 
 FINISHES: Mapping[RoundingRule, Finish] = MappingProxyType(
-    {RoundingRule.SINGLE: _single, RoundingRule.FLOAT32_EVEN: _float32_even}
+    {
+        RoundingRule.SINGLE: _single,
+        RoundingRule.GEMMLOWP: _double_rounded(upwards=False),
+        RoundingRule.GEMMLOWP_UP: _double_rounded(upwards=True),
+        RoundingRule.FLOAT32_EVEN: _float32_even,
+        RoundingRule.FLOAT32_TWICE: _float32_twice,
+    }
 )
+
+
+def finish_rule(requantizer: Requantizer) -> RoundingRule:
+    """The rule whose finish serves ``requantizer``: FLOAT32_EVEN with a bias is FLOAT32_TWICE with a first factor of 1."""
+    if requantizer.rule is RoundingRule.FLOAT32_EVEN and requantizer.bias is not None:
+        return RoundingRule.FLOAT32_TWICE
+    return requantizer.rule
 
 
 def finish_for(rule: RoundingRule | None) -> Finish:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.kernels.fast.finish import CHANNELS
+from labkit.kernels.fast.finish import CHANNELS, finish_rule
 from labkit.kernels.fast.simd import interleaved_lanes
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "pack_panels",
     "pack_taps",
     "rounded_up",
+    "two_factors",
 ]
 
 DENSE_CHANNELS = 4  # an input image of so few is stored without filling lanes: less to multiply by zero
@@ -71,16 +72,19 @@ def fits_int8(weights: NDArray[np.integer]) -> bool:
 def epilogue_fits(requantizer: Requantizer, bound: NDArray[np.int64]) -> bool:
     """Whether a tile may requantize sums in registers.
 
-    The rule must be one of `finish.FINISHES`. Under SINGLE no result may leave int32 before the clamp: ``bound`` int64
+    The rule must be one of `finish.FINISHES`. Under GEMMLOWP and GEMMLOWP_UP multipliers must be below 1, so that nothing is
+    shifted left. Under these two and under SINGLE no result may leave int32 before the clamp: ``bound`` int64
     [O] is the largest magnitude of each channel's sum, from `arithmetic.bounds.accumulator_bound`. The product has at
     most 62 bits, so it is compared in float64 with room to spare.
     """
-    if requantizer.rule is RoundingRule.FLOAT32_EVEN:
+    if requantizer.rule in (RoundingRule.FLOAT32_EVEN, RoundingRule.FLOAT32_TWICE):
         return True
-    if requantizer.rule is not RoundingRule.SINGLE:
+    multiplier = requantizer.multiplier
+    if not isinstance(multiplier, FixedPointMultiplier) or requantizer.rule is RoundingRule.DYADIC:
         return False
-    assert isinstance(requantizer.multiplier, FixedPointMultiplier)
-    return bool(np.all(bound * requantizer.multiplier.to_real() < 2.0**30))
+    if requantizer.rule is not RoundingRule.SINGLE and np.any(multiplier.exponent > 0):
+        return False
+    return bool(np.all(bound * multiplier.to_real() < 2.0**30))
 
 
 def pack_epilogue(
@@ -90,9 +94,12 @@ def pack_epilogue(
 
     Row 0 of each vector holds the bias. Under SINGLE rows 1-2 hold the mantissas, 3-4 the shifts and 5-6 the rounding
     constants as int64, each those of even and then those of odd channels, and row 7 the lift (see `simd.scale_shift`).
+    Under GEMMLOWP and GEMMLOWP_UP rows 1-2 hold the mantissas in the same way, row 3 the right shifts, row 4 the bits that
+    are shifted out (only the highest of them under GEMMLOWP_UP), and row 5 ``offset``.
     Under FLOAT32_EVEN rows 1, 2 and 3 hold, as float32, the multipliers, what is added inside the rounding, and what is
-    added after it. ``offset`` is what the result gets in place of the output's zero point: 0 where the zero point is
-    subtracted in memory. ``bias`` int32 [O] may wrap around, as sums may.
+    added after it. Under FLOAT32_TWICE, and under FLOAT32_EVEN with a float bias, rows 1 to 5 hold the first factors, the
+    float biases, the second factors, and those two. ``offset`` is what the result gets in place of the output's zero
+    point: 0 where the zero point is subtracted in memory. ``bias`` int32 [O] may wrap around, as sums may.
     """
     full = rounded_up(bias.shape[0])
     vectors = full // lanes
@@ -100,7 +107,15 @@ def pack_epilogue(
     rows = packed.reshape(vectors, 8, lanes)
     rows[:, 0] = _filled(bias, full, 0).reshape(vectors, lanes)
     multiplier = requantizer.multiplier
-    if isinstance(multiplier, FixedPointMultiplier):
+    if isinstance(multiplier, FixedPointMultiplier) and requantizer.rule is not RoundingRule.SINGLE:
+        mantissas = _filled(multiplier.mantissa, full, 0).astype(np.int64).reshape(vectors, lanes)
+        for parity in range(2):
+            rows[:, 1 + parity] = np.ascontiguousarray(mantissas[:, parity::2]).view(np.int32)
+        right = _filled(-multiplier.exponent.astype(np.int64), full, 0)
+        bits = (1 << right) - 1 if requantizer.rule is RoundingRule.GEMMLOWP else (1 << right) >> 1
+        for row, numbers in ((3, right), (4, bits), (5, np.full(full, offset))):
+            rows[:, row] = numbers.astype(np.int32).reshape(vectors, lanes)
+    elif isinstance(multiplier, FixedPointMultiplier):
         shift = _filled(31 - multiplier.exponent.astype(np.int64), full, 1)
         half = (np.int64(1) << (shift - 1)) + (np.int64(1) << 62)
         for row, values in ((1, _filled(multiplier.mantissa, full, 0)), (3, shift), (5, half)):
@@ -111,13 +126,27 @@ def pack_epilogue(
         rows[:, 7] = lift.astype(np.int32).reshape(vectors, lanes)  # modulo 2**32
     else:
         inside = requantizer.zero_point if requantizer.zero_point_inside else 0
-        for row, reals in (
-            (1, _filled(multiplier, full, 0)),
-            (2, np.full(full, inside)),
-            (3, np.full(full, offset - inside)),
-        ):
-            rows[:, row] = reals.astype(np.float32).view(np.int32).reshape(vectors, lanes)
+        factors: tuple[NDArray[Any], ...] = (multiplier,)
+        if finish_rule(requantizer) is RoundingRule.FLOAT32_TWICE:
+            factors = two_factors(requantizer)
+        for row, reals in enumerate((*factors, np.array(inside), np.array(offset - inside)), 1):
+            filled = _filled(np.asarray(reals), full, 0).astype(np.float32)
+            rows[:, row] = filled.view(np.int32).reshape(vectors, lanes)
     return packed
+
+
+def two_factors(requantizer: Requantizer) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """First factor, float bias and second factor of ``requantizer``, float32 of shape () or (C,), as eq. 29 takes them.
+
+    FLOAT32_EVEN has the first factor 1 (eq. 28): to multiply by it rounds nothing.
+    """
+    bias = np.zeros((), np.float32) if requantizer.bias is None else requantizer.bias
+    multiplier = requantizer.multiplier
+    assert isinstance(multiplier, np.ndarray)
+    if requantizer.rule is RoundingRule.FLOAT32_EVEN:
+        return np.ones((), np.float32), bias, multiplier
+    assert requantizer.second is not None
+    return multiplier, bias, requantizer.second
 
 
 def _filled(values: NDArray[Any], full: int, filler: int) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from labkit.kernels.fast.finish import CHANNELS
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
-__all__ = ["average_sums", "max_pool2d"]
+__all__ = ["average_sums", "inside", "max_pool2d"]
 
 Array = NDArray[Any]
 
@@ -69,7 +69,7 @@ _largest_16, _largest_64 = _largest_of(CHANNELS), _largest_of(4 * CHANNELS)
 
 
 @jit
-def _inside(start: int, taps: int, step: int, size: int) -> tuple[int, int]:
+def inside(start: int, taps: int, step: int, size: int) -> tuple[int, int]:
     """The first tap and the number of taps of a window that lie in ``0 .. size - 1``."""
     skipped = max(0, (-start + step - 1) // step)
     return skipped, min(taps, (size - 1 - start) // step + 1) - skipped
@@ -100,11 +100,11 @@ def max_pool2d(
     for line in range(first, end):
         n, i = line // windows.height, line % windows.height
         row = windows.top + i * windows.stride_h
-        skip_h, rows = _inside(row, taps.kernel_h, taps.dilation_h, size[0])
+        skip_h, rows = inside(row, taps.kernel_h, taps.dilation_h, size[0])
         row += corner[0] + skip_h * taps.dilation_h
         for j in range(windows.width):
             column = windows.left + j * windows.stride_w
-            skip_w, columns = _inside(column, taps.kernel_w, taps.dilation_w, size[1])
+            skip_w, columns = inside(column, taps.kernel_w, taps.dilation_w, size[1])
             column += corner[1] + skip_w * taps.dilation_w
             source = x.ctypes.data + n * x.strides[0] + row * x.strides[1] + column * x.strides[2]
             target = (

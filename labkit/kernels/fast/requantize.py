@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.kernels.fast import simd
-from labkit.kernels.fast.finish import FINISHES, Finish, add_biases
+from labkit.kernels.fast.finish import FINISHES, Finish, add_biases, finish_rule
+from labkit.kernels.fast.packing import two_factors
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
 __all__ = ["REQUANTIZE", "REQUANTIZE_VECTORS", "Patch", "multiplier_tables"]
 
 Array = NDArray[Any]
+Reals = NDArray[np.float64]  # of one channel, see `multiplier_tables`
 
 INT32_MIN, INT32_MAX = -(2**31), 2**31 - 1
 
@@ -45,14 +47,14 @@ class Patch(NamedTuple):
 
 
 @jit
-def _single(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _single(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
     """Eq. 13: ties towards +infinity."""
     shift = 31 - exponent
     return (x * mantissa + (1 << (shift - 1))) >> shift, True
 
 
 @jit
-def _dyadic(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _dyadic(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
     """Eq. 16: ties to even."""
     shift = 31 - exponent
     product = x * mantissa
@@ -62,7 +64,7 @@ def _dyadic(x: int, mantissa: int, exponent: int, real: float, inside: int) -> t
 
 
 @jit
-def _gemmlowp(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _gemmlowp(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
     """Eq. 14: a truncated and nudged high half, then ties away from zero."""
     lifted = x << max(exponent, 0)
     product = lifted * mantissa
@@ -76,7 +78,7 @@ def _gemmlowp(x: int, mantissa: int, exponent: int, real: float, inside: int) ->
 
 
 @jit
-def _gemmlowp_up(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _gemmlowp_up(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
     """Eq. 15: as gemmlowp with ties towards +infinity."""
     lifted = x << max(exponent, 0)
     high = (lifted * mantissa + (1 << 30)) >> 31
@@ -87,15 +89,23 @@ def _gemmlowp_up(x: int, mantissa: int, exponent: int, real: float, inside: int)
 
 
 @jit
-def _float32_even(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _float32_even(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
     """Eq. 17: product and sum in float32, ties to even."""
-    return int(np.rint(np.float32(x) * np.float32(real) + np.float32(inside))), True
+    return int(np.rint(np.float32(x) * np.float32(real[0]) + np.float32(inside))), True
 
 
 @jit
-def _float64_away(x: int, mantissa: int, exponent: int, real: float, inside: int) -> tuple[int, bool]:
+def _float32_twice(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
+    """Eqs. 28 and 29: two products and two sums in float32, ties to even; far beyond any clamp it is cut off at 2**62."""
+    shifted = np.float32(x) * np.float32(real[0]) + np.float32(real[1])
+    rounded: Any = np.rint(shifted * np.float32(real[2]) + np.float32(inside))
+    return int(min(max(rounded, np.float32(-(2.0**62))), np.float32(2.0**62))), True
+
+
+@jit
+def _float64_away(x: int, mantissa: int, exponent: int, real: Reals, inside: int) -> tuple[int, bool]:
     """Eq. 18: product and sum in float64, ties away from zero."""
-    scaled = np.float64(x) * real + inside
+    scaled = np.float64(x) * real[0] + inside
     whole = math.floor(abs(scaled))
     magnitude = whole + (1 if abs(scaled) - whole >= 0.5 else 0)  # abs + 0.5 would round just below a half
     return int(magnitude if scaled >= 0 else -magnitude), True
@@ -122,7 +132,7 @@ def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
 
         part, parts : the share of this call, of all rows of all images
         x, y : int16, uint8 or int32 [N, H, W, C]
-        bias, mantissa, exponent : int64 [C]; real : float64 [C]; a rule uses the one or the others
+        bias, mantissa, exponent : int64 [C]; real : float64 [C, 3]; a rule uses the one or the others
         inside : what the rule adds before rounding, 0 or the zero point
         clamp : of the output, zero point included
 
@@ -156,8 +166,9 @@ REQUANTIZE = MappingProxyType(
         RoundingRule.DYADIC: _over_pixels(_dyadic),
         RoundingRule.FLOAT32_EVEN: _over_pixels(_float32_even),
         RoundingRule.FLOAT64_AWAY: _over_pixels(_float64_away),
+        RoundingRule.FLOAT32_TWICE: _over_pixels(_float32_twice),
     }
-)
+)  # by `finish.finish_rule`
 
 
 def _over_vectors(finish: Finish, name: str) -> Callable[..., int]:
@@ -216,17 +227,23 @@ REQUANTIZE_VECTORS = MappingProxyType(
 
 
 def multiplier_tables(requantizer: Requantizer, channels: int) -> tuple[Array, Array, Array]:
-    """Mantissa and exponent (int64 [C]) and the float multiplier (float64 [C]), one for each of ``channels``.
+    """Mantissa and exponent (int64 [C]) and the real parameters (float64 [C, 3]), a row for each of ``channels``.
 
-    A float32 multiplier is held exactly by float64. What the rule does not use is filled with a harmless value.
+    A row of the latter is the float multiplier, or the first factor, the bias and the second factor of FLOAT32_TWICE. A
+    float32 number is held exactly by float64. What the rule does not use is filled with a harmless value.
     """
-    multiplier = requantizer.multiplier
+    multiplier, zero = requantizer.multiplier, np.zeros((), np.int32)
+    reals: tuple[Array, Array, Array] = (zero, zero, zero)
+    mantissa, exponent = zero, zero
     if isinstance(multiplier, FixedPointMultiplier):
-        mantissa, exponent, real = multiplier.mantissa, multiplier.exponent, np.zeros(())
+        mantissa, exponent = multiplier.mantissa, multiplier.exponent
+    elif finish_rule(requantizer) is RoundingRule.FLOAT32_TWICE:
+        reals = two_factors(requantizer)
     else:
-        mantissa, exponent, real = np.zeros((), np.int32), np.zeros((), np.int32), np.asarray(multiplier, np.float64)
+        reals = (multiplier, zero, zero)
 
     def per_channel(values: Array, dtype: Any) -> Array:
         return np.ascontiguousarray(np.broadcast_to(values, (channels,)).astype(dtype))
 
-    return per_channel(mantissa, np.int64), per_channel(exponent, np.int64), per_channel(real, np.float64)
+    columns = [per_channel(values, np.float64) for values in reals]
+    return per_channel(mantissa, np.int64), per_channel(exponent, np.int64), np.stack(columns, axis=1)

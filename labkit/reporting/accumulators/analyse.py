@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from labkit.errors import InputError
 from labkit.net import IntegerNet
-from labkit.quantization.batches import image_batches
+from labkit.quantization.batches import checked_batches
 from labkit.reporting.accumulators.observed import Watch
 from labkit.reporting.accumulators.results import Analysis, LayerSums
 from labkit.reporting.accumulators.worst_case import worst_case
@@ -16,6 +17,7 @@ from labkit.reporting.accumulators.worst_case import worst_case
 __all__ = ["analyse"]
 
 BATCH = 64  # images at a time: the memory that is needed does not depend on how many there are
+_SMALL_IMAGE = 3 * 32 * 32  # numbers; of larger ones there are fewer
 
 
 def analyse(
@@ -26,10 +28,9 @@ def analyse(
     Parameters
     ----------
     net : IntegerNet
-        With one input, where there are images.
-    images : array or tensor [N, ...], or any iterable of them, optional
-        In the float32 layout of the network's input. They are run through the readable kernels, a batch at a time. Without
-        any, only what holds for all inputs is found.
+    images : array or tensor [N, ...], a dict of them by input name, or any iterable of these, optional
+        In the types and the layout of the network's inputs. They are run through the readable kernels, a batch at a time.
+        Without any, only what holds for all inputs is found.
     source : which images these are, in words, for tables
     progress : called with the number of images done so far
 
@@ -50,9 +51,10 @@ def analyse(
     if images is None:
         return Analysis(tuple(layers), 0, source)
     watch, done = Watch(graph), 0
-    for batch in image_batches(images, BATCH):
+    numbers = sum(math.prod(graph[name].output.shape) for name in graph.inputs)
+    for batch in checked_batches(images, net.checked, max(1, min(BATCH, BATCH * _SMALL_IMAGE // numbers))):
         watch.run(batch)
-        done += len(batch)
+        done += len(next(iter(batch.values())))
         if progress is not None:
             progress(done)
     if not done:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from labkit.reporting.accumulators.results import Landing, Span
 __all__ = ["Watch"]
 
 _SIX = 6.0
+_Sum = int_ops.Add | int_ops.AddAwayFromZero
 
 
 @dataclass
@@ -63,15 +64,16 @@ class Watch:
     """Runs images through a network and keeps, of all its sums, extremes and counts only.
 
     graph : the integer network. A copy of it is run in which the requantizers are watched; sums are those of
-    `labkit.kernels.reference`, int32 (int64 for an Add).
+    `labkit.kernels.reference`, int32 (int64 for an Add). Sums inside an operation of another runtime that has no
+    requantizer (a fixed-point sum, a mean) are not seen.
     """
 
     def __init__(self, graph: IntGraph) -> None:
         self._tallies: dict[str, _Tally] = {}
         self._net = IntegerNet(replace(graph, nodes=tuple(self._watched(node) for node in graph)))
 
-    def run(self, images: NDArray[np.float32]) -> None:
-        """Add ``images``, float32 [N, ...] in the layout of the network's input, to what was seen.
+    def run(self, images: Mapping[str, NDArray[Any]]) -> None:
+        """Add ``images``, [N, ...] by input name as `IntegerNet.run` takes them (float32, or integers), to what was seen.
 
         Raises
         ------
@@ -81,7 +83,7 @@ class Watch:
         results = self._net.trace(images, kernels="reference")
         for node in self._adds():
             sums, before_clamp = _add_sums(self._net.graph, node, [results[name] for name in node.inputs])
-            assert isinstance(node.op, int_ops.Add)
+            assert isinstance(node.op, _Sum)
             self._tallies[node.name].note(sums, before_clamp, node.op.clamp)
 
     def seen(self, name: str) -> tuple[Span, Landing] | None:
@@ -110,7 +112,7 @@ class Watch:
     def _watched(self, node: IntNode) -> IntNode:
         """``node`` with each of its requantizers, if it has any, replaced by one that notes what passes."""
         op = node.op
-        if isinstance(op, int_ops.Add):
+        if isinstance(op, _Sum):
             self._tallies[node.name] = _Tally()
             return node
         tally = _Tally()
@@ -127,7 +129,7 @@ class Watch:
         return replace(node, op=replace(op, **changed))
 
     def _adds(self) -> Iterator[IntNode]:
-        return (node for node in self._net.graph if isinstance(node.op, int_ops.Add))
+        return (node for node in self._net.graph if isinstance(node.op, _Sum))
 
 
 def _watched(requantizer: Requantizer, tally: _Tally) -> _Watched:
@@ -137,7 +139,7 @@ def _watched(requantizer: Requantizer, tally: _Tally) -> _Watched:
 def _clamp(node: IntNode) -> tuple[int, int]:
     """The clamp of a node that was watched; the parts of a Concat share theirs, which is the output's."""
     op = node.op
-    if isinstance(op, int_ops.Add):
+    if isinstance(op, _Sum):
         return op.clamp
     if isinstance(op, int_ops.Concat):
         return min(r.clamp[0] for r in op.requantizers), max(r.clamp[1] for r in op.requantizers)
@@ -148,10 +150,13 @@ def _clamp(node: IntNode) -> tuple[int, int]:
 def _add_sums(
     graph: IntGraph, node: IntNode, parts: list[NDArray[np.generic]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The sum of an Add (eq. 19) before its rounding, and its result before its clamp; the one sum without a requantizer."""
+    """The sum of eq. 19 or 38 before its rounding, and its result before its clamp; the sums without a requantizer."""
     op = node.op
-    assert isinstance(op, int_ops.Add)
-    sums = np.zeros(parts[0].shape, np.int64)
+    assert isinstance(op, _Sum)
+    sums = np.zeros((len(parts[0]), *node.output.shape), np.int64)
     for part, source, multiplier in zip(parts, graph.inputs_of(node), op.multipliers, strict=True):
-        sums += (part.astype(np.int64) - int(source.quantized[1].zero_point)) * int(multiplier)
+        first = np.moveaxis(part, -1, 1) if source.channels_last else part
+        sums += (first.astype(np.int64) - int(source.quantized[1].zero_point)) * int(multiplier)
+    if isinstance(op, int_ops.AddAwayFromZero):
+        return sums, np.sign(sums) * ((np.abs(sums) + (1 << (op.shift - 1))) >> op.shift) + op.zero_point
     return sums, ((sums + (1 << (op.shift - 1))) >> op.shift) + op.zero_point

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.bounds import accumulator_bound
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.requantize import scale_and_round
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
@@ -20,6 +22,7 @@ from labkit.reporting.accumulators.results import LayerSums, PairRule, Span
 __all__ = ["pair_rule", "worst_case"]
 
 _INT8, _INT16 = np.iinfo(np.int8), np.iinfo(np.int16)
+_Mean = int_ops.AveragePool2d | int_ops.AveragePoolOfValid
 _TRANSFORMS = {"F4": winograd.F4, "F2": winograd.F2}
 
 
@@ -141,6 +144,46 @@ def _(op: int_ops.Add, graph: IntGraph, node: IntNode) -> LayerSums:
 
 
 @_sums.register
+def _(op: int_ops.AddAwayFromZero, graph: IntGraph, node: IntNode) -> LayerSums:
+    ends = [[int(m) * end for end in _grid(graph, node, i)] for i, m in enumerate(op.multipliers)]
+    span = Span(sum(min(e) for e in ends), sum(max(e) for e in ends))
+    return LayerSums(node.name, "AddAwayFromZero", 2, span, sum(max(map(abs, e)) for e in ends))
+
+
+@_sums.register
+def _(op: int_ops.AddFixedPoint, graph: IntGraph, node: IntNode) -> LayerSums:
+    """What is added is rounded already (eq. 31): the ends of each input are taken through its multiplier."""
+    parts = []
+    for index, sign in enumerate((1, -1 if op.subtracts else 1)):
+        multiplier = FixedPointMultiplier(op.inputs.mantissa[index], op.inputs.exponent[index])
+        ends = np.array(_grid(graph, node, index), np.int64) << op.left_shift
+        parts.append(sorted(sign * int(end) for end in scale_and_round(ends, multiplier, op.rule)))
+    span = Span(parts[0][0] + parts[1][0], parts[0][1] + parts[1][1])
+    return LayerSums(node.name, "AddFixedPoint", 2, span, sum(max(map(abs, part)) for part in parts))
+
+
+@_sums.register
+def _(op: int_ops.AveragePoolOfValid, graph: IntGraph, node: IntNode) -> LayerSums:
+    """The integers themselves are summed, less the offset."""
+    sizes = list(zip(_image(graph.inputs_of(node)[0]), _image(node.output), strict=True))
+    met = [_taps_met(*sizes[a], op.kernel[a], op, a).sum(axis=1).max() for a in range(2)]
+    return _raw_sum(node, graph, int(met[0] * met[1]), op.offset)
+
+
+@_sums.register
+def _(op: int_ops.MeanFloat32, graph: IntGraph, node: IntNode) -> LayerSums:
+    shape = graph.inputs_of(node)[0].shape
+    return _raw_sum(node, graph, math.prod(shape[axis] for axis in op.axes), op.offset)
+
+
+def _raw_sum(node: IntNode, graph: IntGraph, count: int, offset: int) -> LayerSums:
+    spec, _ = graph.inputs_of(node)[0].quantized
+    low, high = (count * (end - offset) for end in (spec.qmin, spec.qmax))
+    span = Span(min(low, 0), max(high, 0))  # a part of a sum has fewer terms
+    return LayerSums(node.name, type(node.op).__name__, count, span, span.magnitude)
+
+
+@_sums.register
 def _(op: int_ops.Multiply, graph: IntGraph, node: IntNode) -> LayerSums:
     products = [a * b for a in _grid(graph, node, 0) for b in _grid(graph, node, 1)]
     span = Span(min(products), max(products))
@@ -196,14 +239,12 @@ def _span(lowest: NDArray[np.int64], highest: NDArray[np.int64], bias: NDArray[n
     )
 
 
-def _taps_met(
-    size: int, outputs: int, kernel: int, op: int_ops.Conv2d | int_ops.AveragePool2d, axis: int
-) -> NDArray[np.int64]:
+def _taps_met(size: int, outputs: int, kernel: int, op: int_ops.Conv2d | _Mean, axis: int) -> NDArray[np.int64]:
     """Which kernel positions of one axis meet the image and which the padding: [kinds of output positions, kernel] of 0 and 1.
 
     Kinds that meet no more than another do are left out where one kind meets all: padding adds 0 to a sum.
     """
-    dilation = 1 if isinstance(op, int_ops.AveragePool2d) else op.dilation[axis]
+    dilation = op.dilation[axis] if isinstance(op, int_ops.Conv2d) else 1
     starts = np.arange(outputs) * op.stride[axis] - op.padding[axis][0]
     taps = starts[:, None] + np.arange(kernel) * dilation
     met = np.unique((taps >= 0) & (taps < size), axis=0)
@@ -216,7 +257,9 @@ def _conv_rows(op: int_ops.Conv2d, weights: NDArray[np.int64], graph: IntGraph, 
     if op.groups > 1 and depth == 1 and op.groups == outputs:
         return weights.reshape(outputs, height * width)  # depthwise: neighbouring elements of the kernel
     source = graph[node.inputs[0]]
-    is_input = isinstance(source.op, int_ops.Quantize) and math.prod(_image(source.output)) > 1
+    is_input = (
+        not isinstance(source.op, int_ops.Constant) and not source.inputs and math.prod(_image(source.output)) > 1
+    )
     is_dense = op.groups > 1 or (is_input and depth <= DENSE_CHANNELS)
     lanes = depth if is_dense else depth + depth % 2
     filled = np.zeros((outputs, height, width, lanes), np.int64)

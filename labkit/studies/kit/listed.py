@@ -67,4 +67,14 @@ KIT: tuple[Study, ...] = (
         "labkit.studies.kit.allocation_and_rounding",
         5,
     ),
+    Study(
+        "rounding-rules",
+        "The same network under every runtime's rounding rules",
+        "labkit's own question; the rules are those of LiteRT, XNNPACK, ONNX Runtime and PyTorch's engines",
+        "LeNet and ResNet-20 at W8A8: runtimes give the same numbers but for their rounding. On the same inputs a node is to "
+        "differ by one step at most, no rule set is to change accuracy by more than chance, and convolutions with calibrated "
+        "scales are to meet no exact tie.",
+        "labkit.studies.kit.rounding_rules",
+        3,
+    ),
 )

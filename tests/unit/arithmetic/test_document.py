@@ -33,7 +33,7 @@ def cited(text: str) -> list[str]:
 
 
 def test_equations_are_numbered_once_and_in_order() -> None:
-    wanted = [str(n) for n in range(1, 28)]
+    wanted = [str(n) for n in range(1, 44)]
     for number in (8, 23):
         wanted.insert(wanted.index(str(number)) + 1, f"{number}a")
     assert wanted == NUMBERS
@@ -52,7 +52,7 @@ def test_the_code_cites_every_equation() -> None:
 
 
 def test_every_cited_section_exists() -> None:
-    sections = set(re.findall(r"^## (\d)", DOCUMENT, re.M))
+    sections = set(re.findall(r"^## (\d+)", DOCUMENT, re.M))
     asked = {n for path in SOURCES for n in re.findall(r"arithmetic\.md,\s+section (\d+)", path.read_text("utf-8"))}
     assert len(asked) > 4
     assert asked <= sections
@@ -90,6 +90,9 @@ VECTORS = [
 ]
 
 
+ONE_FACTOR = [rule for rule in RoundingRule if rule is not RoundingRule.FLOAT32_TWICE]  # the rules of section 4
+
+
 def _rounded(rule: RoundingRule, multiplier: float, accumulator: int) -> int:
     forms = {RoundingRule.FLOAT32_EVEN: np.float32(multiplier), RoundingRule.FLOAT64_AWAY: np.float64(multiplier)}
     form = forms.get(rule, FixedPointMultiplier.from_real(multiplier))
@@ -97,12 +100,12 @@ def _rounded(rule: RoundingRule, multiplier: float, accumulator: int) -> int:
 
 
 def test_the_heading_of_the_vectors_names_the_rules() -> None:
-    assert f"| M | a | M a | {' | '.join(rule.name for rule in RoundingRule)} |\n" in DOCUMENT
+    assert f"| M | a | M a | {' | '.join(rule.name for rule in ONE_FACTOR)} |\n" in DOCUMENT
 
 
 @pytest.mark.parametrize(("name", "multiplier", "accumulator"), VECTORS)
 def test_test_vectors_are_what_labkit_computes(name: str, multiplier: float, accumulator: int) -> None:
-    results = [str(_rounded(rule, multiplier, accumulator)) for rule in RoundingRule]
+    results = [str(_rounded(rule, multiplier, accumulator)) for rule in ONE_FACTOR]
     row = " | ".join([name, f"{accumulator:,}", f"{multiplier * accumulator:.9g}", *results])
     assert f"\n| {row} |\n" in DOCUMENT
 

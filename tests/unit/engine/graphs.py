@@ -17,6 +17,7 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import window_output
 from labkit.kernels.fast.tile import Dot, Registers, fastest_dots
 
+FULL_S8 = QuantSpec(8, symmetric=False)
 S8, U8, S4, U4 = QuantSpec(8), QuantSpec(8, signed=False), QuantSpec(4), QuantSpec(4, signed=False)
 
 
@@ -52,11 +53,12 @@ class Builder:
 
     ``ties`` : multipliers are powers of two, so that rounding ties are common.
     ``extreme`` : weights take only the two ends of their grid.
+    ``biased`` : requantizers of FLOAT32_EVEN and FLOAT32_TWICE have a float bias.
     """
 
-    def __init__(self, seed, *, rule=RoundingRule.SINGLE, ties=False, extreme=False, inside=False):
+    def __init__(self, seed, *, rule=RoundingRule.SINGLE, ties=False, extreme=False, inside=False, biased=False):
         self.rng = np.random.default_rng(seed)
-        self.rule, self.ties, self.extreme, self.inside = rule, ties, extreme, inside
+        self.rule, self.ties, self.extreme, self.inside, self.biased = rule, ties, extreme, inside, biased
         self.nodes = []
 
     def graph(self, *outputs):
@@ -82,12 +84,28 @@ class Builder:
             real = 2.0 ** np.round(np.log2(real))
         multiplier = {
             RoundingRule.FLOAT32_EVEN: lambda: np.asarray(real, np.float32),
+            RoundingRule.FLOAT32_TWICE: lambda: np.asarray(real, np.float32),
             RoundingRule.FLOAT64_AWAY: lambda: np.asarray(real, np.float64),
-        }.get(self.rule, lambda: FixedPointMultiplier.from_real(real))()
+        }.get(self.rule, lambda: self.fixed(real))()
+        fields = {}
+        if self.rule is RoundingRule.FLOAT32_TWICE:
+            factor = 2.0 ** self.rng.integers(-3, 4) if self.ties else self.rng.uniform(0.2, 5)
+            multiplier, fields["second"] = multiplier / np.float32(factor), np.asarray(factor, np.float32)
+        if self.biased and self.rule in (RoundingRule.FLOAT32_EVEN, RoundingRule.FLOAT32_TWICE):
+            steps = self.rng.normal(0, 2.0 ** (spec.bits - 3), count)
+            steps = np.round(2 * steps) / 2 if self.ties else steps
+            fields["bias"] = np.asarray(steps / (real if "second" not in fields else factor), np.float32)
         low, high = spec.qmin, spec.qmax
         if self.rng.random() < 0.3:  # a fused ReLU, or its mirror image where that would leave little
             low, high = sorted((int(params.zero_point), max(low, high, key=lambda end: abs(end - params.zero_point))))
-        return Requantizer(self.rule, multiplier, int(params.zero_point), (low, high), self.inside)
+        return Requantizer(self.rule, multiplier, int(params.zero_point), (low, high), self.inside, **fields)
+
+    def fixed(self, real):
+        """About ``real`` with a mantissa of 31 bits, or now and then of 30, as LiteRT's MEAN has them."""
+        made = FixedPointMultiplier.from_real(real)
+        if self.rng.random() < 0.8 or np.any(made.exponent >= 30):
+            return made
+        return FixedPointMultiplier(made.mantissa >> 1, made.exponent + 1)
 
     def weights(self, shape, spec):
         if self.extreme:
@@ -105,6 +123,20 @@ class Builder:
 
     def quantize(self, shape, spec=S8, scale=None):
         return self._add(int_ops.Quantize(tuple(shape)), (), shape, spec, self.params(spec, scale))
+
+    def quantize_by_reciprocal(self, shape, spec=S8):
+        inside = bool(self.rng.integers(2))
+        return self._add(int_ops.QuantizeByReciprocal(tuple(shape), inside), (), shape, spec, self.params(spec))
+
+    def quantize_away_from_zero(self, shape, spec=S8):
+        return self._add(int_ops.QuantizeAwayFromZero(tuple(shape)), (), shape, spec, self.params(spec))
+
+    def input(self, shape, spec=S8):
+        return self._add(int_ops.Input(tuple(shape)), (), shape, spec, self.params(spec))
+
+    def constant(self, shape, spec=S8):
+        values = self.rng.integers(spec.qmin, spec.qmax + 1, shape).astype(spec.dtype)
+        return self._add(int_ops.Constant(values), (), shape, spec, self.params(spec))
 
     def dequantize(self, x):
         return self._add(int_ops.Dequantize(), (x,), self[x].shape, None, None)
@@ -177,6 +209,98 @@ class Builder:
         op = int_ops.Add(multipliers, shift, int(params.zero_point), (spec.qmin, spec.qmax))
         return self._add(op, (a, b), self[a].shape, spec, params)
 
+    def add_fixed_point(self, a, b, *, spec=S8, rule=RoundingRule.GEMMLOWP, subtracts=False, bits=20):
+        params, scales = self.params(spec), [float(self[x].params.scale) for x in (a, b)]
+        most = 2 * max(scales)
+        ratios = np.array(scales) / most
+        out = most / (2**bits * float(params.scale)) * 2.0 ** (spec.bits - 9)
+        if self.ties:
+            ratios, out = np.array([0.5, 0.25]), 2.0 ** np.round(np.log2(out))
+        fixed = FixedPointMultiplier.from_real(ratios), FixedPointMultiplier.from_real(out)
+        op = int_ops.AddFixedPoint(rule, bits, *fixed, int(params.zero_point), self.clamp(spec), subtracts)
+        return self._add(op, (a, b), self[a].shape, spec, params)
+
+    def add_float32(self, a, b, *, spec=S8):
+        params, span = self.params(spec), 2.0 ** (spec.bits - 9)
+        ratios = 2.0 ** -self.rng.integers(0, 4, 2) if self.ties else self.rng.uniform(0.1, 1.5, 2)
+        ratios = np.asarray(ratios * span * 2.0 ** (9 - self[a].spec.bits), np.float32)
+        zeros = [np.float32(self[x].params.zero_point) for x in (a, b)]
+        addend = np.float32(params.zero_point) - (ratios[0] * zeros[0] + ratios[1] * zeros[1])
+        op = int_ops.AddFloat32(ratios, np.asarray(addend, np.float32), self.clamp(spec))
+        return self._add(op, (a, b), self[a].shape, spec, params)
+
+    def add_dequantized(self, a, b, *, spec=S8, fused=None):
+        """``fused`` : by default what fills whole vectors of 64."""
+        params = self.params(spec)
+        scales = np.array([self[x].params.scale for x in (a, b)], np.float32)
+        reciprocal = np.float32(1) / params.scale
+        if self.ties:
+            scales, reciprocal = np.array([0.5, 0.25], np.float32), np.float32(1)
+        count = int(np.prod(self[a].shape))
+        fused = count // 64 * 64 if fused is None else fused
+        op = int_ops.AddDequantized(scales, np.asarray(reciprocal), int(params.zero_point), self.clamp(spec), fused)
+        return self._add(op, (a, b), self[a].shape, spec, params)
+
+    def add_away_from_zero(self, a, b, *, spec=S8):
+        params = self.params(spec)
+        multipliers = np.array([2**21, 2**20]) if self.ties else self.rng.integers(2**20, 2**22 + 1, 2)
+        shift = 22 if self.ties else int(self.rng.integers(20, 24))
+        op = int_ops.AddAwayFromZero(multipliers.astype(np.int32), shift, int(params.zero_point), self.clamp(spec))
+        return self._add(op, (a, b), self[a].shape, spec, params)
+
+    def clamp(self, spec):
+        """The whole grid, or a part of it."""
+        if self.rng.random() < 0.7:
+            return spec.qmin, spec.qmax
+        low, high = sorted(self.rng.integers(spec.qmin, spec.qmax + 1, 2).tolist())
+        return low, high
+
+    def lookup(self, x, *, spec=S8):
+        table = self.rng.integers(spec.qmin, spec.qmax + 1, 256).astype(np.int32)
+        return self._add(int_ops.Lookup("tanh", table), (x,), self[x].shape, spec, self.params(spec))
+
+    def pool_of_valid(self, x, kernel, *, stride=None, padding=((0, 0), (0, 0)), offset=0):
+        t, stride, size = self[x], stride or kernel, image_shape(self[x].shape)
+        out = [window_output(size[1 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
+        op = int_ops.AveragePoolOfValid(kernel, stride, padding, self.clamp(t.spec), offset)
+        return self._add(op, (x,), self.like(x, (size[0], *out)), t.spec, t.params)
+
+    def pool_float32(self, x, kernel, *, stride=None, padding=((0, 0), (0, 0)), spec=S8, counts_padding=False):
+        stride, size = stride or kernel, image_shape(self[x].shape)
+        out = [window_output(size[1 + i], kernel[i], stride[i], padding[i]) for i in range(2)]
+        params = self.params(spec, float(self[x].params.scale) * 2.0 ** (self[x].spec.bits - spec.bits - self.ties))
+        op = int_ops.AveragePoolFloat32(kernel, stride, padding, counts_padding, self.clamp(spec))
+        return self._add(op, (x,), self.like(x, (size[0], *out)), spec, params)
+
+    def mean_float32(self, x, axes, *, spec=S8):
+        t, params = self[x], self.params(spec)
+        count = int(np.prod([t.shape[axis] for axis in axes]))
+        multiplier = np.float32(1 / count) if self.ties else np.float32(self.rng.uniform(0.5, 1.5) / count)
+        addend = np.float32(self.rng.integers(-40, 41) / 2)
+        offset = int(self.rng.choice([0, 128]))
+        op = int_ops.MeanFloat32(tuple(axes), multiplier, addend, self.clamp(spec), offset)
+        shape = [1 if axis in axes else size for axis, size in enumerate(t.shape)]
+        return self._add(op, (x,), shape, spec, params)
+
+    def softmax_fixed_point(self, x, axis, *, spec=FULL_S8):
+        multiplier = FixedPointMultiplier.from_real(float(self[x].params.scale) * 2**26)
+        lowest = -(31 * 2**26 >> int(multiplier.exponent))
+        op = int_ops.SoftmaxFixedPoint(axis, multiplier, lowest, spec.qmin, self.clamp(spec))
+        return self._add(op, (x,), self[x].shape, spec, QParams(np.float32(2.0**-8), np.int32(spec.qmin)))
+
+    def softmax_by_reciprocal(self, x, axis, *, spec=FULL_S8):
+        table = np.exp(-float(self[x].params.scale) * np.arange(256)).astype(np.float32)
+        op = int_ops.SoftmaxByReciprocal(axis, table, spec.qmin, self.clamp(spec))
+        return self._add(op, (x,), self[x].shape, spec, QParams(np.float32(2.0**-8), np.int32(spec.qmin)))
+
+    def softmax_float32(self, x, axis, *, spec=U8):
+        params = self.params(spec, 2.0**-spec.bits)
+        table = np.exp(-float(self[x].params.scale) * np.arange(256)).astype(np.float32)
+        op = int_ops.SoftmaxFloat32(
+            axis, table, np.asarray(2.0**spec.bits, np.float32), int(params.zero_point), self.clamp(spec)
+        )
+        return self._add(op, (x,), self[x].shape, spec, params)
+
     def multiply(self, a, b, *, spec=S8, gain=None):
         """``gain`` : of the multiplier; by default such that few products are clamped."""
         params, widest = self.params(spec), max(self[a].shape, self[b].shape, key=np.prod)
@@ -238,12 +362,18 @@ class Builder:
 
 
 def images_for(graph, count, seed=0):
-    """Real input for each Quantize node: spread over the grid, beyond both ends of it, and often on a rounding tie."""
+    """Input for each border in: integers of the grid for an Input node, else real numbers.
+
+    Real numbers are spread over the grid, beyond both ends of it, and often on a rounding tie.
+    """
     rng = np.random.default_rng(seed)
     result = {}
     for name in graph.inputs:
         tensor = graph[name].output
         spec, params = tensor.quantized
+        if isinstance(graph[name].op, int_ops.Input):
+            result[name] = rng.integers(spec.qmin, spec.qmax + 1, (count, *tensor.shape)).astype(spec.dtype)
+            continue
         low, high = spec.qmin - int(params.zero_point), spec.qmax - int(params.zero_point)
         real = rng.uniform(low - 3, high + 3, (count, *tensor.shape))
         real = np.where(rng.random(real.shape) < 0.3, np.round(2 * real) / 2, real)

@@ -20,7 +20,10 @@ GRIDS = [S8, affine(S8), affine(U8), S4, affine(S4), affine(U4)]
 # Of eight bits, of four, which nibbles take too, and of nine, which need words
 WEIGHTS = [QuantSpec(4, granularity=PerAxis(0)), QuantSpec(4), None, None, QuantSpec(8, symmetric=False)]
 LARGEST = 1200  # elements of a tensor, so that the reference tier is quick
-RULES = [RoundingRule.SINGLE, RoundingRule.SINGLE, RoundingRule.DYADIC, RoundingRule.FLOAT32_EVEN]
+RULES = [
+    *(RoundingRule.SINGLE, RoundingRule.GEMMLOWP, RoundingRule.DYADIC, RoundingRule.FLOAT32_EVEN),
+    *(RoundingRule.FLOAT32_TWICE, RoundingRule.SINGLE, RoundingRule.GEMMLOWP_UP),
+]
 
 
 def _one_of(choices, rng):
@@ -89,6 +92,27 @@ def _softmax(b, x, rng, spec):
     return b.softmax(x, int(rng.integers(len(b[x].shape))), spec=affine(U8), bits=int(rng.integers(1, 9)))
 
 
+def _softmax_of_runtime(b, x, rng, spec):
+    axis, eight = int(rng.integers(len(b[x].shape))), affine(_one_of([S8, U8], rng))
+    made = _one_of([b.softmax_fixed_point, b.softmax_by_reciprocal, b.softmax_float32], rng)
+    return made(x, axis, spec=eight)
+
+
+def _mean(b, x, rng, spec):
+    axes = [axis for axis in range(len(b[x].shape)) if rng.random() < 0.6]
+    return b.mean_float32(x, axes or [0], spec=spec)
+
+
+def _pool_of_valid(b, x, rng, spec):
+    kernel, stride, padding = _window(b, x, rng)
+    return b.pool_of_valid(x, kernel, stride=stride, padding=padding, offset=int(rng.choice([0, 128])))
+
+
+def _pool_float32(b, x, rng, spec):
+    kernel, stride, padding = _window(b, x, rng)
+    return b.pool_float32(x, kernel, stride=stride, padding=padding, spec=spec, counts_padding=bool(rng.integers(2)))
+
+
 def _argmax(b, x, rng, spec):
     return b.argmax(x, int(rng.integers(len(b[x].shape))), keepdims=bool(rng.integers(2)))
 
@@ -96,7 +120,15 @@ def _argmax(b, x, rng, spec):
 def _partner(b, x, rng, like):
     """Another tensor of the shape ``like``: one that is there already, or a new input."""
     same = [node.name for node in b.nodes if node.output.shape == like and not node.output.is_index]
-    return str(rng.choice(same)) if same and rng.random() < 0.8 else b.quantize(like, _one_of(b.grids, rng))
+    if same and rng.random() < 0.8:
+        return str(rng.choice(same))
+    return b.constant(like, _one_of(b.grids, rng)) if rng.random() < 0.2 else _border(b, like, rng)
+
+
+def _border(b, shape, rng):
+    """A new tensor from outside."""
+    ways = [b.quantize, b.quantize, b.input, b.input, b.quantize_by_reciprocal, b.quantize_away_from_zero]
+    return _one_of(ways, rng)(shape, _one_of(b.grids, rng))
 
 
 def _multiply(b, x, rng, spec):
@@ -110,6 +142,14 @@ def _add(b, x, rng, spec):
     return b.add(x, _partner(b, x, rng, b[x].shape), spec=spec)
 
 
+def _add_of_runtime(b, x, rng, spec):
+    pair = x, _partner(b, x, rng, b[x].shape)
+    if rng.random() < 0.3:
+        rule = _one_of([RoundingRule.GEMMLOWP, RoundingRule.GEMMLOWP_UP], rng)
+        return b.add_fixed_point(*pair, spec=spec, rule=rule, subtracts=bool(rng.integers(2)))
+    return _one_of([b.add_float32, b.add_away_from_zero, b.add_dequantized], rng)(*pair, spec=spec)
+
+
 def _concat(b, x, rng, spec):
     return b.concat(x, _partner(b, x, rng, b[x].shape), x, spec=spec)
 
@@ -119,18 +159,21 @@ def _linear(b, x, rng, spec):
 
 
 ANY = [_reshape, _reshape, _transpose, _softmax, _argmax, _multiply, _add, _linear]
+ANY += [_add_of_runtime, _add_of_runtime, _softmax_of_runtime, _mean, lambda b, x, rng, spec: b.lookup(x, spec=spec)]
 ANY += [lambda b, x, rng, spec: b.flatten(x), lambda b, x, rng, spec: b.requantize(x, spec=spec)]
 WITH_WINDOW = [_convolution, _convolution, _max_pool, _average_pool, _adaptive, _pad, _upsample, _concat, _multiply]
+WITH_WINDOW += [_pool_of_valid, _pool_float32]
 
 
 def random_graph(seed, small=False):
     """``small`` : all of four bits, but a fifth of the weights."""
     rng = np.random.default_rng(seed)
-    b = Builder(seed, rule=RULES[seed % len(RULES)], ties=seed % 3 == 0, extreme=seed % 3 == 1)
+    kind = {"ties": seed % 3 == 0, "extreme": seed % 3 == 1, "inside": seed % 4 == 0, "biased": seed % 2 == 0}
+    b = Builder(seed, rule=RULES[seed % len(RULES)], **kind)
     b.grids, b.kinds = (GRIDS[3:], 2 * WEIGHTS[:2] + [None]) if small else (GRIDS, WEIGHTS)
     shape = [(3, 7, 6), (4, 20), (30,), (17, 4, 4), (2, 3, 2, 3)][seed % 5]
-    tensors = [b.quantize(shape, _one_of(b.grids, rng))]
-    for _ in range(12):
+    tensors = [_border(b, shape, rng)]
+    for _ in range(15):
         x = str(rng.choice(tensors[-4:]))
         choices = ANY + (2 * WITH_WINDOW if len(b[x].shape) in (2, 3) else [])
         step = choices[int(rng.integers(len(choices)))]

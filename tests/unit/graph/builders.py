@@ -30,9 +30,17 @@ def weights(shape: tuple[int, ...], bits: int = 8, per_channel: bool = True, see
     return quantize_tensor(real, params_from_values(real, spec), spec)
 
 
+def biased(multiplier: Any, bias: Any, output: Tensor, rule: RoundingRule) -> Requantizer:
+    """A requantizer of ``rule`` (FLOAT32_EVEN or FLOAT32_TWICE) with a float ``bias``."""
+    return replace(requantizer(multiplier, output, rule), bias=np.asarray(bias, np.float32))
+
+
 def requantizer(multiplier: Any, output: Tensor, rule: RoundingRule = RoundingRule.SINGLE) -> Requantizer:
     spec, params = output.quantized
     kinds = {RoundingRule.FLOAT32_EVEN: np.float32, RoundingRule.FLOAT64_AWAY: np.float64}
+    if rule is RoundingRule.FLOAT32_TWICE:
+        first, second = np.asarray(multiplier / 0.37, np.float32), np.asarray(0.37, np.float32)
+        return Requantizer(rule, first, int(params.zero_point), (spec.qmin, spec.qmax), True, second=second)
     form = np.asarray(multiplier, kinds[rule]) if rule in kinds else FixedPointMultiplier.from_real(multiplier)
     return Requantizer(rule, form, int(params.zero_point), (spec.qmin, spec.qmax))
 
@@ -113,6 +121,95 @@ def every_operation(rule: RoundingRule = RoundingRule.SINGLE) -> IntGraph:
         IntNode("output", int_ops.Dequantize(), ("fc",), Tensor((3,), None, None)),
     )
     return IntGraph(nodes, ("output",), {"made": "by hand", "bits": [8, 4, 1]})
+
+
+def operations_of_runtimes() -> IntGraph:
+    """An integer net of what version 4 of a file knows: each operation of another runtime, in NHWC, integers in and out."""
+    signed = QuantSpec(8, signed=True, symmetric=False)
+
+    def image(channels: int, size: int, scale: float, zero_point: int) -> Tensor:
+        return replace(tensor((channels, size, size), scale, zero_point, signed), channels_last=True)
+
+    x, conv, pool, real = image(2, 6, 0.02, -3), image(2, 6, 0.03, 4), image(2, 3, 0.03, 4), image(2, 3, 0.02, 4)
+    other, total, shares = image(2, 3, 0.05, -9), image(2, 3, 0.06, 7), image(2, 3, 2.0**-8, -128)
+    table = np.random.default_rng(2).integers(-128, 128, 256).astype(np.int32)
+    halves = FixedPointMultiplier.from_real(np.array([0.3, 0.5]))
+    window = ((3, 3), (2, 2), ((1, 0), (0, 1)))
+    bias, both = np.array([0.4, -7.25]), (RoundingRule.FLOAT32_EVEN, RoundingRule.FLOAT32_TWICE)
+    point, none = weights((2, 2, 1, 1)), np.zeros(2, np.int32)
+
+    def pointwise(rule: RoundingRule) -> int_ops.Conv2d:
+        made = biased(np.array([0.01, 0.02]), bias, conv, rule)
+        return int_ops.Conv2d(point, none, made, (1, 1), NO_PADDING, (1, 1), 1)
+
+    nodes = (
+        IntNode("x", int_ops.Input((2, 6, 6)), (), x),
+        IntNode("even", pointwise(both[0]), ("x",), conv),
+        IntNode("twice", pointwise(both[1]), ("x",), conv),
+        IntNode("valid", int_ops.AveragePoolOfValid(*window, (-100, 127)), ("even",), pool),
+        IntNode("real", int_ops.AveragePoolFloat32(*window, False, (-128, 127)), ("twice",), real),
+        IntNode("looked", int_ops.Lookup("tanh", table), ("real",), other),
+        IntNode(
+            "fixed",
+            int_ops.AddFixedPoint(
+                RoundingRule.GEMMLOWP, 20, halves, FixedPointMultiplier.from_real(2.0**-19), 7, (-128, 127), True
+            ),
+            ("valid", "looked"),
+            total,
+        ),
+        IntNode(
+            "float",
+            int_ops.AddFloat32(np.array([0.5, 0.83], np.float32), np.array(6.25, np.float32), (-128, 127)),
+            ("valid", "looked"),
+            total,
+        ),
+        IntNode(
+            "shares",
+            int_ops.SoftmaxFixedPoint(0, FixedPointMultiplier.from_real(0.06 * 2**26), -124, -128, (-128, 127)),
+            ("fixed",),
+            shares,
+        ),
+        IntNode("r", int_ops.QuantizeByReciprocal((2, 3, 3)), (), total),
+        IntNode(
+            "torch",
+            int_ops.AddDequantized(np.array([0.06, 0.03], np.float32), np.array(1 / 0.06, np.float32), 7, (7, 127), 16),
+            ("r", "valid"),
+            total,
+        ),
+        IntNode(
+            "away",
+            int_ops.AddAwayFromZero(np.array([2**21, 2**20], np.int32), 21, 7, (-128, 127)),
+            ("r", "valid"),
+            total,
+        ),
+    )
+    return IntGraph(
+        (*nodes, *_operations_of_litert(total, shares)),
+        ("float", "shares", "torch", "away"),
+        {"like": "by hand"},
+    )
+
+
+def _operations_of_litert(total: Tensor, shares: Tensor) -> tuple[IntNode, ...]:
+    powers = np.exp(-0.06 * np.arange(256)).astype(np.float32)
+    values = np.random.default_rng(3).integers(-128, 128, total.shape).astype(np.int8)
+    return (
+        IntNode("border", int_ops.QuantizeAwayFromZero((2, 3, 3)), (), total),
+        IntNode("constant", int_ops.Constant(values), (), total),
+        IntNode(
+            "mean",
+            int_ops.MeanFloat32((1, 2), np.float32(0.11), np.float32(-2.5), (-128, 127)),
+            ("border",),
+            replace(total, shape=(2, 1, 1)),
+        ),
+        IntNode(
+            "exponentials",
+            int_ops.SoftmaxFloat32(2, powers, np.array(256, np.float32), -128, (-128, 127)),
+            ("border",),
+            shares,
+        ),
+        IntNode("quotients", int_ops.SoftmaxByReciprocal(0, powers, -128, (-128, 127)), ("constant",), shares),
+    )
 
 
 def changed(graph: IntGraph, name: str, **fields: Any) -> tuple[IntNode, ...]:

@@ -7,21 +7,37 @@ from typing import Any
 
 import numpy as np
 import pytest
-from unit.graph.builders import changed, every_operation, float_conv, float_input, requantizer, tensor, weights
+from unit.graph.builders import (
+    biased,
+    changed,
+    every_operation,
+    float_conv,
+    float_input,
+    operations_of_runtimes,
+    requantizer,
+    tensor,
+    weights,
+)
 
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.arithmetic.windows import common_area
 from labkit.errors import BoundError, ModelError
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
 
+RULES = RoundingRule
 GRAPH = every_operation()
+OTHERS = operations_of_runtimes()
 
 
 def test_a_sound_graph_passes_and_finds_its_nodes() -> None:
-    assert {type(node.op) for node in GRAPH} == {getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp"}
+    assert {type(node.op) for node in (*GRAPH, *OTHERS)} == {
+        getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp"
+    }
     assert GRAPH.inputs == ("x",)
+    assert OTHERS.inputs == ("x", "r", "border")
     assert [t.shape for t in GRAPH.inputs_of(GRAPH["cat"])] == [(4, 3, 3), (4, 3, 3)]
     assert GRAPH.carriers()["relu"] == GRAPH.carriers()["bn"] == GRAPH.carriers()["conv"] == "conv"
     with pytest.raises(ModelError, match=r"no node 'missing'; it has x, conv, pool,"):
@@ -164,6 +180,105 @@ def test_one_wrong_thing_is_found(name: str, fields: dict[str, Any], words: str)
     assert nodes != GRAPH.nodes
     with pytest.raises(ModelError, match=words):
         IntGraph(nodes, ("output",))
+
+
+def _fixed(*values: float) -> FixedPointMultiplier:
+    return FixedPointMultiplier.from_real(np.array(values if len(values) > 1 else values[0]))
+
+
+TABLE = OTHERS["looked"].op.table  # type: ignore[union-attr]
+WRONG_OTHERS: list[tuple[str, dict[str, Any], str]] = [
+    *((n.name, {"output": replace(n.output, shape=(*n.output.shape[:-1], 9))}, "is declared") for n in OTHERS),
+    ("x", {"inputs": ("x",)}, "no earlier node|takes"),
+    ("even", {"op_requantizer": biased(0.1, [1, 2, 3], OTHERS["even"].output, RULES.FLOAT32_EVEN)}, "3 .* 2 channels"),
+    ("fixed", {"inputs": ("valid",)}, "AddFixedPoint takes 2 inputs, got 1"),
+    ("fixed", {"inputs": ("valid", "even")}, r"one shape, got \(2, 3, 3\), \(2, 6, 6\)"),
+    ("fixed", {"op_rule": RULES.SINGLE}, "under GEMMLOWP or GEMMLOWP_UP, got 20 bits under SINGLE"),
+    ("fixed", {"op_left_shift": 23}, "got 23 bits"),
+    ("fixed", {"op_left_shift": -1}, "got -1 bits"),
+    ("fixed", {"op_inputs": _fixed(0.5, 1.5)}, "two multipliers up to 1"),
+    ("fixed", {"op_inputs": _fixed(0.5)}, "two multipliers up to 1"),
+    ("fixed", {"op_output": _fixed(0.5, 0.5)}, "one for the result"),
+    ("fixed", {"op_output": _fixed(64.0)}, "shifts its sum, up to .* out of int32"),
+    ("fixed", {"op_zero_point": 6}, "its zero point is 6, but 7 is declared"),
+    ("fixed", {"op_clamp": (-129, 0)}, r"the clamp -129\.\.0 does not fit the grid -128\.\.127"),
+    ("float", {"inputs": ("valid", "twice")}, "must have one shape"),
+    ("float", {"op_multipliers": np.array([0.5], np.float32)}, "two multipliers and one addend"),
+    ("float", {"op_multipliers": np.array([0.5, 0.5])}, "two multipliers and one addend"),
+    ("float", {"op_multipliers": np.array([0.5, 0], np.float32)}, "must be positive and finite"),
+    ("float", {"op_multipliers": np.array([0.5, 1e30], np.float32)}, "must be positive and .*below"),
+    ("float", {"op_addend": np.array(np.nan, np.float32)}, "must be positive and finite|finite"),
+    ("float", {"op_clamp": (0, 128)}, r"the clamp 0\.\.128 does not fit"),
+    ("valid", {"output": replace(OTHERS["valid"].output, params=OTHERS["real"].output.params)}, "keeps the scale"),
+    ("valid", {"op_clamp": (5, 4)}, r"the clamp 5\.\.4 does not fit"),
+    ("valid", {"op_padding": ((3, 0), (0, 1))}, "is declared"),
+    ("real", {"op_kernel": (2, 9)}, "is declared"),
+    ("looked", {"op_function": "sine"}, "got 'sine'"),
+    ("looked", {"op_table": TABLE[:255]}, r"takes int32 \[256\], got 'tanh', int32 \(255,\)"),
+    ("looked", {"op_table": TABLE.astype(np.int64)}, "got 'tanh', int64"),
+    ("looked", {"op_table": TABLE + np.int32(1)}, "its table leaves the grid"),
+    ("r", {"inputs": ("x",)}, "QuantizeByReciprocal takes 0? ?.*inputs, got 1"),
+    ("torch", {"inputs": ("r",)}, "AddDequantized takes 2 inputs, got 1"),
+    ("torch", {"inputs": ("r", "x")}, "must have one shape"),
+    ("torch", {"op_scales": np.array([1.0], np.float32)}, r"float32 scales \[2\]"),
+    ("torch", {"op_scales": np.array([1.0, 0.0], np.float32)}, "must be positive"),
+    ("torch", {"op_scales": np.array([1.0, 2.0**60], np.float32)}, r"below 2\*\*60"),
+    ("torch", {"op_reciprocal": np.array([1.0], np.float32)}, r"a reciprocal \[\]"),
+    ("torch", {"op_reciprocal": np.array(np.inf, np.float32)}, "must be positive"),
+    ("torch", {"op_fused": 19}, "at most every element"),
+    ("torch", {"op_fused": -1}, "at most every element"),
+    ("torch", {"op_zero_point": 6}, "its zero point is 6"),
+    ("away", {"inputs": ("r", "x")}, "must have one shape"),
+    ("away", {"op_shift": 0}, r"a shift of 1\.\.31"),
+    ("away", {"op_shift": 32}, r"a shift of 1\.\.31"),
+    ("away", {"op_multipliers": np.array([2**22 + 1, 1], np.int32)}, r"of 0\.\.2\*\*22"),
+    ("away", {"op_multipliers": np.array([-1, 1], np.int32)}, r"of 0\.\.2\*\*22"),
+    ("away", {"op_multipliers": np.array([1, 1])}, "two int32 multipliers"),
+    ("shares", {"op_axis": 3}, "there is no axis 3"),
+    ("shares", {"op_multiplier": _fixed(0.3)}, "one multiplier of at least 1/2"),
+    ("shares", {"op_multiplier": _fixed(1.0, 2.0)}, "one multiplier of at least 1/2"),
+    ("shares", {"op_zero_point": 0}, "its zero point is 0, but -128 is declared"),
+    ("shares", {"op_lowest_difference": 1}, "lowest difference"),
+    ("shares", {"output": OTHERS["fixed"].output}, "its zero point|scale 1/256"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "words"), WRONG_OTHERS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_one_wrong_thing_is_found_in_operations_of_runtimes(name: str, fields: dict[str, Any], words: str) -> None:
+    with pytest.raises((ModelError, BoundError), match=words):
+        IntGraph(changed(OTHERS, name, **fields), OTHERS.outputs)
+
+
+def test_channels_come_last_where_there_is_another_axis() -> None:
+    assert OTHERS["x"].output.source_shape == (6, 6, 2)
+    assert OTHERS["x"].output.shape == GRAPH["x"].output.source_shape == (2, 6, 6)
+    flat = replace(GRAPH["flat"].output, channels_last=True)
+    with pytest.raises(ModelError, match="flat: only a tensor with a channel axis and others"):
+        IntGraph(changed(GRAPH, "flat", output=flat), GRAPH.outputs)
+
+
+def test_every_window_of_these_pools_meets_the_image() -> None:
+    """A mean of no elements is no number."""
+    for op in (
+        int_ops.AveragePoolOfValid((2, 2), (1, 1), ((2, 0), (0, 0)), (0, 255)),
+        int_ops.AveragePoolFloat32((2, 2), (2, 2), ((0, 2), (0, 0)), True, (0, 255)),
+    ):
+        for size in range(1, 9):
+            with pytest.raises(ModelError, match=r"wholly in the padding|is declared"):
+                _image(op, tensor((4, size, 5 if op.stride == (1, 1) else 3)))
+
+
+def test_a_sum_of_fixed_point_numbers_stays_inside_int32() -> None:
+    """The largest left shift with the largest multipliers; one bit more at the result is too much."""
+    most = FixedPointMultiplier(np.full(2, 2**31 - 1, np.int32), np.zeros(2, np.int32))
+    one = FixedPointMultiplier(np.array(2**31 - 1, np.int32), np.array(0, np.int32))
+    fields: dict[str, Any] = {"op_left_shift": 22, "op_inputs": most, "op_output": one}
+    IntGraph(changed(OTHERS, "fixed", **fields), OTHERS.outputs)
+    larger = FixedPointMultiplier(one.mantissa, np.array(1, np.int32))
+    with pytest.raises(BoundError, match="fixed: .* out of int32"):
+        IntGraph(changed(OTHERS, "fixed", **{**fields, "op_output": larger}), OTHERS.outputs)
 
 
 def _image(op: int_ops.IntOp, output: Tensor, shape: tuple[int, ...] = (4, 6, 6)) -> IntGraph:

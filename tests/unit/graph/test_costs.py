@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from unit.graph.builders import every_operation, requantizer, tensor
+from unit.graph.builders import every_operation, operations_of_runtimes, requantizer, tensor
 
 from labkit.graph import int_ops
 from labkit.graph.costs import costs, peak_activation_bytes
@@ -95,3 +95,10 @@ def residual(channels: int, side: int) -> IntGraph:
 def test_a_shortcut_is_held_until_it_is_added(channels: int, side: int) -> None:
     # at b: x for the sum, a and b; at the sum: x, b and the result; real numbers do not count, and flat is the sum itself
     assert peak_activation_bytes(residual(channels, side)) == 3 * channels * side**2
+
+
+def test_float_biases_count_like_integer_ones() -> None:
+    graph = operations_of_runtimes()
+    assert dict(costs(graph).bias_bytes) == {"even": 8, "twice": 8}
+    assert dict(costs(graph).weight_bytes) == {"even": 4, "twice": 4}
+    assert peak_activation_bytes(graph) > 0

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_tensors
-from unit.graph.builders import changed, every_operation, requantizer, tensor, weights
+from unit.graph.builders import biased, changed, every_operation, operations_of_runtimes, requantizer, tensor, weights
 
 import labkit
 from labkit.arithmetic.affine import QParams, QTensor, QuantSpec
@@ -42,7 +42,7 @@ def body_of(data: bytes) -> bytes:
     return data[HEAD.size + HEAD.unpack_from(data)[2] :]
 
 
-def forged(header: object, body: bytes | None = None, version: int = VERSION) -> bytes:
+def forged(header: object, body: bytes | None = None, version: int = HEAD.unpack_from(DATA)[1]) -> bytes:
     """A file with a right checksum around a ``header`` that labkit never wrote."""
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     body = body_of(DATA) if body is None else body
@@ -82,7 +82,7 @@ def test_a_graph_of_old_operations_is_written_as_version_1() -> None:
     """To the byte as before, so that an older labkit reads it; one newer operation makes it version 2 or 3."""
     data = dumps(OLD)
     assert HEAD.unpack_from(data)[1] == 1
-    assert HEAD.unpack_from(DATA)[1] == VERSION == 3
+    assert HEAD.unpack_from(DATA)[1] == 3
     assert {key for node in header_of(data)["nodes"] for key in node["output"]} == {"class", "shape", "spec", "params"}
     assert equal(loads(data).nodes, OLD.nodes)
     versions = dict.fromkeys(("scaled", "padded", "moved", "sequence", "uneven", "shares", "class"), 2) | {"larger": 3}
@@ -92,6 +92,44 @@ def test_a_graph_of_old_operations_is_written_as_version_1() -> None:
         part = IntGraph(tuple(kept[: 1 + names.index(name)]), (name,))
         assert HEAD.unpack_from(dumps(part))[1] == version
         assert equal(loads(dumps(part)).nodes, part.nodes)
+
+
+NEWEST = operations_of_runtimes()
+
+
+def test_operations_of_other_runtimes_are_written_as_version_4() -> None:
+    data = dumps(NEWEST)
+    assert HEAD.unpack_from(data)[1] == VERSION == 4
+    again = loads(data)
+    assert equal(again.nodes, NEWEST.nodes)
+    assert dumps(again) == data
+    assert str(again) == str(NEWEST)
+    for node in NEWEST.nodes[1:]:
+        assert equal(again[node.name], node)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("x", {"output": replace(GRAPH["x"].output, channels_last=True)}),
+        ("fc", {"op_requantizer": biased(0.01, 0.5, GRAPH["fc"].output, RoundingRule.FLOAT32_EVEN)}),
+        ("fc", {"op_requantizer": biased(0.01, [0.5, 0, -9], GRAPH["fc"].output, RoundingRule.FLOAT32_TWICE)}),
+        ("fc", {"op_requantizer": requantizer(0.01, GRAPH["fc"].output, RoundingRule.FLOAT32_TWICE)}),
+    ],
+)
+def test_a_new_field_makes_a_file_version_4_and_survives(name: str, fields: dict[str, Any]) -> None:
+    graph = IntGraph(changed(OLD, name, **fields), OLD.outputs)
+    data = dumps(graph)
+    assert HEAD.unpack_from(data)[1] == 4
+    assert equal(loads(data).nodes, graph.nodes)
+    assert not equal(loads(data).nodes, OLD.nodes)
+
+
+def test_a_rule_of_version_4_does_not_pass_for_an_older_one() -> None:
+    """A file's version is not under its checksum: one that was lowered must not be read as if nothing had happened."""
+    for version in (1, 2, 3):
+        with pytest.raises(ModelError, match=f"says version {version} and holds what version 4 writes"):
+            loads(DATA[:8] + struct.pack("<I", version) + dumps(NEWEST)[12:])
 
 
 def test_an_index_survives() -> None:

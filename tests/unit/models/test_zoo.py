@@ -37,7 +37,8 @@ def test_checkpoint_is_the_one_of_its_recipe(name: str, used: str) -> None:
 
 def test_only_known_checkpoints_are_shipped() -> None:
     files = {path.name for path in zoo.CHECKPOINTS.iterdir()} - {"README.md"}
-    assert files == {f"{name}-{used}.{kind}" for name, used in SHIPPED for kind in ("json", "safetensors")}
+    known = [*SHIPPED, ("quartznet", "fsdd")]  # the last one has tests of its own
+    assert files == {f"{name}-{used}.{kind}" for name, used in known for kind in ("json", "safetensors")}
 
 
 def test_readme_gives_the_recorded_accuracies() -> None:

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from parity.nets import images, quantized, tiers
 from parity.zoo import conv, row
+from unit.graph.builders import operations_of_runtimes
+from unit.net.inputs import integers_for
 
 import labkit
 from labkit.engine import node_by_node
@@ -261,6 +263,10 @@ def test_every_operation_can_be_overridden() -> None:
         net, _ = quantized(case, "W8A8")
         out, plain = net.trace(images(), kernels=kernels), net.trace(images(), kernels="reference")
         assert all(np.array_equal(out[name], plain[name]) for name in plain)
+    others = IntegerNet(operations_of_runtimes())
+    given = integers_for(others)
+    out, plain = others.trace(given, kernels=kernels), others.trace(given, kernels="reference")
+    assert all(np.array_equal(out[name], plain[name]) for name in plain)
     assert called == set(reference.__all__)
 
 

@@ -1,0 +1,1 @@
+"""From integer networks to the files of other runtimes."""

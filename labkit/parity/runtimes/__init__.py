@@ -1,0 +1,1 @@
+"""What the runtimes themselves compute: each module runs one of them and gives every tensor that it exposes."""
