@@ -304,7 +304,9 @@ class TfliteNodes(TfliteTensors):
     def _upsample(self, node: IntNode) -> None:
         _, height, width = image_of(node.output.shape)
         size = self._integers(f"{node.name}:size", [height, width])
-        self._operator("RESIZE_NEAREST_NEIGHBOR", [self._name(self.graph[node.inputs[0]]), size], self._result(node))
+        terms = [self._name(self.graph[node.inputs[0]]), size]
+        # the middle of a pixel is far from any other: its edge, in float32, falls short of a factor such as 41
+        self._operator("RESIZE_NEAREST_NEIGHBOR", terms, self._result(node), HalfPixelCenters=True)
 
     # Heads
 

@@ -209,7 +209,7 @@ def _train(
         if tell is not None:
             tell(last, recipe.steps, losses[-1])
     record = _write(weights, recipe, data, state, module)
-    progress.unlink()
+    progress.unlink(missing_ok=True)
     return load_quartznet(weights), record
 
 

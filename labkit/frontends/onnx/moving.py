@@ -175,6 +175,11 @@ def _resize(state: Building, node: OnnxNode) -> Value:
     shape = state.integers(node, 0).tensor.shape
     if node.attributes.get("mode", "nearest") != "nearest" or len(shape) not in (2, 3) or "axes" in node.attributes:
         raise refuse(node, f"it resizes {shape} in the mode {node.attributes.get('mode', 'nearest')!r}.")
+    policy = node.attributes.get("keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        raise refuse(
+            node, f"its keep_aspect_ratio_policy is {policy!r}; stretch, which takes the sizes as they are, is known."
+        )
     if state.has(node, 3):
         sizes = [int(size) for size in state.constant(node, 3, "sizes").reshape(-1)]
         if len(sizes) != len(shape) + 1 or sizes[0] not in (0, 1, *state.batch):
@@ -204,7 +209,7 @@ def _repeats(node: OnnxNode, size: int, factor: int) -> bool:
     elif mode in ("half_pixel", "half_pixel_symmetric") or (mode == "pytorch_half_pixel" and size * factor > 1):
         source = (places + 0.5) / factor - 0.5
     else:
-        return factor == 1
+        return factor == 1 and mode != "tf_crop_and_resize"  # which may crop at any factor
     nearest: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
         "round_prefer_floor": lambda x: np.ceil(x - 0.5),
         "round_prefer_ceil": lambda x: np.floor(x + 0.5),

@@ -142,7 +142,10 @@ def bias_from_weights(
     expected = input_scale.astype(np.float64) * weights.scale
     if bias.bits != 32 or np.any(bias.zero_point):
         raise refuse(node, f"its bias is {bias.values.dtype} with a zero point or of few bits, not int32.")
-    if bias.scale.shape not in ((), expected.shape) or not np.allclose(bias.scale, expected, rtol=1e-5, atol=0):
+    same = bias.scale.shape in ((), expected.shape) and np.allclose(bias.scale, expected, rtol=1e-5, atol=0)
+    if not same and np.any(
+        bias.values
+    ):  # zeros are zeros at any scale: exporters let all layers without a bias share them
         raise refuse(
             node,
             f"its bias has the scale {bias.scale.reshape(-1)[0]}, not {expected.reshape(-1)[0]:.9g}, which is that of its input "

@@ -84,7 +84,20 @@ def resize(net: Network, op: FileOperator) -> None:
     (height, width), size = source[1].shape[1:], net.integers(op, 1).reshape(-1).tolist()
     if size != list(output.shape[1:]) or size[0] % height or size[1] % width:
         raise net.unsupported(op, f"{height} x {width} to {size}; a multiple of both is")
+    net.file.work.spend(sum(size))
+    offset = 0.5 if op.options["half_pixel_centers"] else 0.0
+    if not all(_repeats(old, new, offset) for old, new in zip((height, width), size, strict=True)):
+        raise net.unsupported(
+            op, f"{height} x {width} to {size}, where float32 does not repeat each row and column alike"
+        )
     net.emit(op, int_ops.UpsampleNearest2d((size[0] // height, size[1] // width)), (source,), output)
+
+
+def _repeats(old: int, new: int, offset: float) -> bool:
+    """Whether LiteRT takes each of ``old`` elements equally often for ``new``: it computes their places in float32."""
+    scale = np.float32(old) / np.float32(new)
+    places = np.floor((np.arange(new, dtype=np.float32) + np.float32(offset)) * scale)
+    return bool(np.array_equal(np.minimum(places, old - 1), np.arange(new) // (new // old)))
 
 
 def _edges(net: Network, op: FileOperator) -> Padding:

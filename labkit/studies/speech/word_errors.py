@@ -321,8 +321,8 @@ def _notes(data: SpokenDigits, recipe: SpeechRecipe, tests: int, words: int, cal
         "with one network of a shorter training, as the one that changes the fewest frames of training speakers; the table of "
         "rules has the others.",
         '"Features cut off": an unknown speaker\'s features go farther than those of the training speakers, and the 8 bits of '
-        "the input cut them off. That alone can help, so the float network was also given features that end where the range of the "
-        "input ends.",
+        "the input cut them off. That alone can help, so the float network was also given features that end where the range of "
+        "the input ends.",
         "Strings are padded with zeros to the longest one, and frames after a string's end are not read.",
         "The weights that the best rounding decided are taken as decided: the certificates of that row cover all but these.",
     )

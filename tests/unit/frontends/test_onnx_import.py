@@ -348,6 +348,15 @@ def test_bias_of_another_scale(tmp_path: Path) -> None:
     refused(file, tmp_path, "its bias has the scale 0.25, not 0.125")
 
 
+def test_zeros_are_a_bias_at_any_scale(tmp_path: Path) -> None:
+    file = File()
+    x = file.both(file.real("x", 4), "xq")
+    terms = [file.constant("bias", np.zeros(3), np.int32), *file.grid("bias", 0.25, 0, np.int32)]
+    bias = file.node("DequantizeLinear", terms, "bias_real")
+    file.node("Gemm", [x, file.weights(VALUES), bias], "c", transB=1)
+    assert linear_of(file, tmp_path).bias.tolist() == [0, 0, 0]
+
+
 def qdq(
     folder: Path, kind: str, shape: tuple[int, ...], extra: tuple[NDArray[Any], ...] = (), **attributes: Any
 ) -> IntGraph:
@@ -407,6 +416,24 @@ def test_images_are_repeated_only_where_that_is_meant(tmp_path: Path) -> None:
             assert file.read(tmp_path)["c"].output.shape == (2, 6, 9)
         else:
             refused(file, tmp_path, "does not repeat each row and column alike")
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"coordinate_transformation_mode": "tf_crop_and_resize"}, "tf_crop_and_resize"),
+        ({"coordinate_transformation_mode": "asymmetric", "keep_aspect_ratio_policy": "not_larger"}, "not_larger"),
+    ],
+)
+def test_a_resize_that_crops_or_keeps_the_aspect_is_refused(
+    options: dict[str, str], match: str, tmp_path: Path
+) -> None:
+    file = File()
+    file.opset = 19
+    inputs = [file.both(file.real("x", 2, 3, 3), "xq"), "", "", file.constant("sizes", [1, 2, 3, 3], np.int64)]
+    file.both(file.node("Resize", inputs, "c", nearest_mode="floor", **options), "q")
+    file.node("Identity", ["q_real"], "y")
+    refused(file, tmp_path, match)
 
 
 def test_inputs_need_known_sizes_and_types(tmp_path: Path) -> None:

@@ -276,6 +276,19 @@ def test_an_operator_in_a_form_that_is_not_supported(words: str, tensors: Any, o
         read(tensors, operator)
 
 
+@pytest.mark.parametrize(("half", "factor", "ok"), [(False, 40, True), (False, 41, False), (True, 41, True)])
+def test_images_are_repeated_only_where_float32_does(half: bool, factor: int, ok: bool) -> None:
+    tensors = [tensor("x", 3, 1, 1), whole("s", 3 * factor, factor), tensor("y", 3 * factor, factor, 1)]
+    operator = ("RESIZE_NEAREST_NEIGHBOR", ("x", "s"), ("y",), {"HalfPixelCenters": half})
+    if ok:
+        op = read(tensors, operator)["y"].op
+        assert isinstance(op, int_ops.UpsampleNearest2d)
+        assert op.factor == (factor, factor)
+    else:
+        with pytest.raises(UnsupportedOperation, match="does not repeat each row and column alike"):
+            read(tensors, operator)
+
+
 def test_an_operator_that_is_not_supported_is_named_with_those_that_are() -> None:
     data = file([tensor("x", 4), tensor("y", 4)], ("RELU", ("x",), ("y",)))
     number = data.rindex(b"\x13\x00\x00\x00")  # RELU is 19, ELU 111
