@@ -87,6 +87,10 @@ def grade(
     if graded.resumed:
         typer.echo(f"{graded.resumed} were graded before and kept; --regrade grades them again.")
     typer.echo(f"Isolation: {graded.level.says}")
+    if graded.why_fresh:
+        typer.echo(
+            f"Submissions got fresh sandboxes, which take seconds longer where they need PyTorch: {graded.why_fresh}"
+        )
     typer.echo(f"wrote {out / 'grades.csv'}, {out / 'summary.html'} and a folder for each student")
     if graded.ungraded:
         typer.echo(f"The grader failed on {', '.join(graded.ungraded)}: grade them again with --only.", err=True)

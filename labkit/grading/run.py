@@ -47,13 +47,17 @@ __all__ = ["Graded", "cases_hash", "grade_folder", "prepared"]
 
 @dataclass(frozen=True)
 class Graded:
-    """A graded folder: all verdicts, sorted by student, who is missing, and how many were taken from an earlier run."""
+    """A graded folder: all verdicts, sorted by student, who is missing, and how many were taken from an earlier run.
+
+    ``why_fresh`` says why submissions got sandboxes of their own and were not forked; '' where they were, or a cluster ran them.
+    """
 
     module: Module
     verdicts: tuple[SubmissionVerdict, ...]
     missing: tuple[str, ...]
     resumed: int
     level: Isolation
+    why_fresh: str = ""
 
     @property
     def ungraded(self) -> tuple[str, ...]:
@@ -182,7 +186,9 @@ def grade_folder(
             others = [s for s in found.submissions if s not in chosen]
             verdicts += [v for s in others if (v := _earlier(out, s, inputs, plan)) is not None]
         verdicts.sort(key=lambda verdict: verdict.student)
-        graded = Graded(plan.module, tuple(verdicts), found.missing, len(earlier), plan.level)
+        graded = Graded(
+            plan.module, tuple(verdicts), found.missing, len(earlier), plan.level, _why_fresh(plan, cluster)
+        )
         _put(out / "grades.csv", grades_csv(plan.module, graded.verdicts, graded.missing))
         _put(out / "summary.html", summary_page(graded.module, graded.verdicts, graded.missing, graded.level.says))
         return graded
@@ -194,6 +200,10 @@ def _here(plan: Plan, submissions: list[Submission], jobs: int) -> Iterator[Subm
 
     running = Parallel(n_jobs=jobs, prefer="threads", return_as="generator_unordered")
     yield from running(delayed(grade_submission)(plan, submission) for submission in submissions)
+
+
+def _why_fresh(plan: Plan, cluster: str) -> str:
+    return "" if cluster or plan.pool is None else plan.pool.why
 
 
 def _on_cluster(

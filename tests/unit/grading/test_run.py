@@ -95,6 +95,18 @@ def test_the_same_table_at_any_number_of_jobs(mixed: Path, course: Path, tmp_pat
     assert (tmp_path / "out1" / "grades.csv").read_bytes() == (tmp_path / "out3" / "grades.csv").read_bytes()
 
 
+def test_fresh_sandboxes_give_the_same_table_and_are_said(
+    mixed: Path, course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cannot(*_: object) -> None:
+        raise OSError("no process here can be forked")
+
+    graded(mixed, course, tmp_path / "forked")
+    monkeypatch.setattr("labkit.grading.pool._Forker", cannot)
+    assert graded(mixed, course, tmp_path / "fresh").why_fresh == "no process here can be forked"
+    assert (tmp_path / "forked" / "grades.csv").read_bytes() == (tmp_path / "fresh" / "grades.csv").read_bytes()
+
+
 def test_a_second_run_keeps_what_is_there(mixed: Path, course: Path, tmp_path: Path, right: str) -> None:
     out = tmp_path / "out"
     graded(mixed, course, out)
