@@ -17,7 +17,10 @@ LIKE = (
 
 def run(
     net: Annotated[Path, typer.Argument(help="A .lab, .onnx or .tflite file.")],
-    input_file: Annotated[Path, typer.Option("--input", help="Images, .npy, in the net's own type and layout.")],
+    input_file: Annotated[
+        Path,
+        typer.Option("--input", help="Images, .npy, in the net's own type and layout; several inputs: .npz, by name."),
+    ],
     output_file: Annotated[Path, typer.Option("--output", help="Where the result goes, .npy.")],
     kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
     threads: Annotated[int, typer.Option(min=1, help="Threads of the numba kernels.")] = 1,
@@ -34,7 +37,7 @@ def run(
     from rich.console import Console
 
     from labkit.cli.evaluated import load_or_evaluate
-    from labkit.cli.sources import read_array
+    from labkit.cli.sources import read_arrays
     from labkit.errors import InputError
     from labkit.files import folder_for, folder_of, write_atomically
     from labkit.net import IntegerNet
@@ -53,7 +56,7 @@ def run(
         raise InputError(f"--output {output_file} would overwrite what is read. Choose another name.")
     with folder_of(output_file), nullcontext() if trace is None else folder_for(trace):
         loaded = load_or_evaluate(net, like, say)
-        x = read_array(input_file)
+        x = read_arrays(input_file)
         if isinstance(loaded, IntegerNet):
             results = loaded.run(x, kernels=kernels, threads=threads, purpose=purpose)
         else:
@@ -67,12 +70,13 @@ def run(
             options = {"kernels": kernels, "purpose": purpose} if isinstance(loaded, IntegerNet) else {}
             for name, array in loaded.trace(x, **options).items():
                 write_atomically(trace / f"{name}.npy", as_bytes(array))
-    say(f"{len(x):,} images through {net}: {output_file}")
+    count = len(next(iter(x.values())) if isinstance(x, dict) else x)
+    say(f"{count:,} images through {net}: {output_file}")
     if kernels == "numba" and isinstance(loaded, IntegerNet):
         from labkit.engine.arena import arena_for
 
         prepared = loaded.prepared(purpose)
-        arena = arena_for(prepared, min(len(x), prepared.chunk), threads=threads)
+        arena = arena_for(prepared, min(count, prepared.chunk), threads=threads)
         sizes = (
             f"{prepared.resident_bytes:,} bytes of packed weights and tables, {arena.bytes:,} bytes of working memory"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ __all__ = [
     "float_source",
     "is_onnx",
     "read_array",
+    "read_arrays",
     "test_batches",
     "watched",
 ]
@@ -232,3 +233,25 @@ def read_array(path: Path, mapped: bool = False) -> NDArray[np.float32]:
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise InputError(f"{path} does not hold an array of numbers. Give a .npy file that numpy.save wrote.")
     return array
+
+
+def read_arrays(path: Path) -> Any:
+    """The array in the ``.npy`` file at ``path`` as `read_array` gives it, or those in an ``.npz`` file as a dict by name.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or does not hold arrays of numbers.
+    """
+    if path.suffix != ".npz":
+        return read_array(path)
+    import zipfile
+
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+        raise InputError(f"Cannot read {path}: {error}. Give an .npz file that numpy.savez wrote.") from error
+    if not arrays or any(array.dtype.kind not in "fiu" or not array.ndim for array in arrays.values()):
+        raise InputError(f"{path} does not hold arrays of numbers. Give an .npz file that numpy.savez wrote.")
+    return arrays

@@ -99,6 +99,8 @@ def load(path: str | Path) -> IntGraph:
         There is no such file, or it is not a whole ``.lab`` file of a version that this labkit reads.
     """
     try:
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+            raise ModelError(f"Cannot read {path}: it is no file. Give the path of a .lab file.")
         data = Path(path).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

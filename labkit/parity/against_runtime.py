@@ -18,6 +18,7 @@ from labkit.parity.certificate import Certificate, Element, NodeVerdict, rule_of
 from labkit.parity.exact import exact_value
 from labkit.parity.reach import as_far_as
 from labkit.parity.runtimes.opened import LITERT, TORCH, Opened, open_runtime
+from labkit.parity.stated import compare_parameters
 from labkit.parity.tally import Tally
 from labkit.runtimes.rules import RUNTIMES, as_run_by, prepared_for
 
@@ -26,6 +27,7 @@ __all__ = ["Batches", "part_of", "verify_against"]
 Arrays = dict[str, NDArray[Any]]
 Batches = Callable[[], Iterable[Mapping[str, NDArray[Any]]]]
 BATCH = 16  # images at a time
+_LABKIT = "labkit"
 
 
 def verify_against(
@@ -44,7 +46,8 @@ def verify_against(
     Parameters
     ----------
     net : IntegerNet
-        It is compared as `IntegerNet.like` that runtime; its own rules do not count.
+        It is compared as `IntegerNet.like` that runtime. If it was saved so, it is taken as it is, and its parameters are
+        compared with those that the rules make of its scales.
     runtime : one of `labkit.runtimes.rules.RUNTIMES`
         "labkit" compares the tier ``kernels`` with the readable one.
     x : array [N, ...], a dict of them by input name, or a function that gives such dicts, batch by batch, as often as asked
@@ -63,13 +66,19 @@ def verify_against(
     Raises
     ------
     InputError
-        There is no such runtime, or an input does not fit the net, or there is none.
+        There is no such runtime, or an input does not fit the net, or there is none, or both sides would be the readable tier.
     UnsupportedOperation
         The runtime's arithmetic for one of the operations is not known, or the runtime cannot run the net.
     ModelError
         The runtime is not installed.
     """
-    follows = like or runtime
+    own = str(net.graph.notes.get("like", _LABKIT))
+    follows = like or (own if runtime == _LABKIT else runtime)
+    tier = kernels if isinstance(kernels, str) else kernels.name
+    if runtime == _LABKIT and tier == "reference":
+        raise InputError(
+            "The readable kernels cannot be verified against themselves. Choose other kernels, or a runtime."
+        )
     left_out: tuple[str, ...] = ()
     if runtime in TORCH:
         graph, left_out = as_far_as(net.graph, follows)
@@ -79,10 +88,14 @@ def verify_against(
         from labkit.exporters.tflite_form import held_by_tflite
 
         net = IntegerNet(held_by_tflite(net.graph))
-    judged = net if follows == "labkit" and runtime == "labkit" else net.like(follows)
+    judged = remade = net.like(follows)
+    if own == follows and [node.name for node in remade.graph] == [node.name for node in net.graph]:
+        judged = net
     plain = prepared_for(net.graph, follows)
     opened = open_runtime(runtime, judged, plain, None if path is None else Path(path))
-    work = _Comparison(judged, plain, opened, kernels)
+    work = _Comparison(judged, plain, opened, kernels, follows)
+    if judged is net and "like" in net.graph.notes:
+        compare_parameters(work.tally, remade.graph, net.graph)
     batches = _batches(net, x)
     images = 0
     for batch in batches():
@@ -91,7 +104,7 @@ def verify_against(
             progress(images)
     if images == 0:
         raise InputError("There are no images to verify with. Hand in at least one, of the shape that the net takes.")
-    rivals = work.rivals(runtime, follows)
+    rivals = work.rivals(runtime)
     if any(rivals.values()):
         for batch in batches():
             work.try_rivals(batch, rivals)
@@ -103,7 +116,6 @@ def verify_against(
             f"{opened.title} does not show {len(unseen)} of {len(verdicts)} nodes ({', '.join(unseen[:6])}"
             f"{', ...' if len(unseen) > 6 else ''}): each is judged with the next one that it shows.",
         )
-    tier = kernels if isinstance(kernels, str) else kernels.name
     return Certificate(
         subject=f"labkit integer net ({tier} kernels, like {follows})",
         against=opened.title,
@@ -153,8 +165,8 @@ class _Found:
 class _Comparison:
     """One net against one opened runtime: counts, parts of the graph, first differences."""
 
-    def __init__(self, net: IntegerNet, plain: IntGraph, opened: Opened, kernels: Any) -> None:
-        self.net, self.plain, self.opened, self.kernels = net, plain, opened, kernels
+    def __init__(self, net: IntegerNet, plain: IntGraph, opened: Opened, kernels: Any, follows: str) -> None:
+        self.net, self.plain, self.opened, self.kernels, self.follows = net, plain, opened, kernels, follows
         self.tally = Tally()
         self.found = {node.name: _Found() for node in net.graph}
         self._parts: dict[str, IntegerNet] = {}
@@ -163,6 +175,9 @@ class _Comparison:
         """Compare all nodes over ``batch`` of images, the first of which is number ``first_image``; the number after it."""
         theirs = self._shown(batch)
         ours = self.net.trace(dict(batch), kernels=self.kernels)
+        for name in self.net.graph.outputs:
+            if name not in theirs and not isinstance(self.net.graph[name].op, int_ops.Input | int_ops.Constant):
+                self.tally.missing(f"tensor {name}", "nothing to show of this output", f"shape {ours[name].shape}")
         for node in self.net.graph:
             shown = theirs.get(node.name)
             if shown is None or isinstance(node.op, int_ops.Input | int_ops.Constant):
@@ -183,16 +198,16 @@ class _Comparison:
         names = self.found
         return {name: array for name, array in self.opened.run(batch).items() if name in names}
 
-    def rivals(self, runtime: str, follows: str) -> dict[str, dict[str, IntegerNet]]:
-        """By node that differs by itself, the part that computes it under each other runtime's rules."""
+    def rivals(self, runtime: str) -> dict[str, dict[str, IntegerNet]]:
+        """By node that differs by itself, the part that computes it under each runtime's rules, made anew from its scales."""
         rivals: dict[str, dict[str, IntegerNet]] = {}
         for name, found in self.found.items():
             if not found.own[1]:
                 continue
             rivals[name] = {}
             for other in RUNTIMES:
-                if other == follows:
-                    continue
+                if other == self.follows and runtime == _LABKIT:
+                    continue  # what differs is what these rules give
                 try:
                     rivals[name][other] = IntegerNet(as_run_by(part_of(self.plain, name, found.inputs), other))
                 except LabkitError:
@@ -222,7 +237,8 @@ class _Comparison:
             (found.through[0], found.through[1]),
             found.inputs,
             found.first,
-            tuple(rivals),
+            tuple(name for name in rivals if name != self.follows),
+            self.follows if self.follows in rivals else "",
         )
 
     def _own(self, node: IntNode, batch: Mapping[str, NDArray[Any]], theirs: Arrays) -> NDArray[Any] | None:
@@ -249,6 +265,8 @@ class _Comparison:
         self, node: IntNode, batch: Mapping[str, NDArray[Any]], theirs: Arrays, own: NDArray[Any], first_image: int
     ) -> Element:
         shown = theirs[node.name]
+        if shown.shape != own.shape:
+            return Element((), f"shape {shown.shape}", f"shape {own.shape}", None, None)
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(shown != own)), shown.shape))
         exact = None
         plain = self.plain[node.name]

@@ -49,7 +49,9 @@ class NodeVerdict:
     through : elements compared from end to end, and how many of them differ
     inputs : the tensors of the runtime from which it was computed; more nodes than this one if the runtime shows none between
     first : the first element that differs on the runtime's own inputs
-    matching : runtimes whose rules for this node give all elements that the runtime has
+    matching : other runtimes whose rules for this node give all elements that the runtime has
+    broken : the rules that the net follows, if they do so themselves where they are made anew from the node's scales and run by
+        the readable kernels: the fault is then in the kernel or in what the node was given; else empty
     """
 
     name: str
@@ -60,11 +62,18 @@ class NodeVerdict:
     inputs: tuple[str, ...] = ()
     first: Element | None = None
     matching: tuple[str, ...] = ()
+    broken: str = ""
 
     @property
     def explanation(self) -> str:
         """Why it differs, in a sentence; empty where it does not."""
         if self.own[1]:
+            if self.broken:
+                return (
+                    f"The rules of {self.broken}, made anew from the scales, weights and bias and run by labkit's readable "
+                    f"kernels, give all {self.own[0]:,} elements of the runtime: the fault is in this node's parameters or in "
+                    f"the kernel, not in a rounding rule."
+                )
             if self.matching:
                 return f"The rules of {', '.join(self.matching)} give all {self.own[0]:,} elements of the runtime."
             unknown = "No runtime's rules for this node give all elements of the runtime."

@@ -13,6 +13,7 @@ from labkit.errors import ModelError
 from labkit.frontends.onnx.reading import OnnxFile, OnnxNode
 from labkit.frontends.onnx.values import Dequantized, Integers, Real, Value, Weights, activation_grid, refuse
 from labkit.frontends.onnx.weights import make_weights
+from labkit.frontends.work import Work
 from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntNode, Tensor
@@ -21,6 +22,7 @@ from labkit.graph.output_shapes import output_shape
 __all__ = ["Building"]
 
 _LARGEST_CONSTANT = 2**22  # numbers of a constant that is repeated for a tensor
+_CHANNEL, _PART = 8, 2**12  # numbers that the multipliers of a channel, and of a tensor that is joined, count for
 
 
 class Building:
@@ -30,6 +32,7 @@ class Building:
     constants : by tensor's name, those of the file and what follows from them.
     values : by tensor's name, all others.
     batch : sizes of the batch axis that inputs declare.
+    work : what is left of the work that a file of its size may ask for.
     in_float : names of nodes that onnxruntime computes in float32, or else not as its rules say.
     """
 
@@ -38,6 +41,7 @@ class Building:
         self.constants: dict[str, NDArray[Any]] = dict(file.constants)
         self.values: dict[str, Value] = {}
         self.batch: set[int] = set()
+        self.work = Work(4 * sum(array.nbytes for array in file.constants.values()) + 2**25)
         self.in_float: list[str] = []
         self._nodes: dict[str, IntNode] = {}
         self._taken = set(file.names.values())
@@ -148,7 +152,29 @@ class Building:
         """
         values = self.constant(node, index, "weight")
         scale, zero_point = self.grid_arrays(node, index + 1, values.dtype)
-        return make_weights(node, values, scale, zero_point, axis)
+        made = make_weights(node, values, scale, zero_point, axis)
+        self.spend_on(made)
+        return made
+
+    def spend_on(self, weights: Weights) -> None:
+        """Count what a layer makes of ``weights``: a copy, and a multiplier for each scale.
+
+        Raises
+        ------
+        ModelError
+            The file has asked for too much.
+        """
+        self.work.spend(weights.values.size + _CHANNEL * weights.scale.size)
+
+    def spend_on_parts(self, count: int) -> None:
+        """Count ``count`` tensors that are joined, each of which takes a multiplier.
+
+        Raises
+        ------
+        ModelError
+            The file has asked for too much.
+        """
+        self.work.spend(_PART * count)
 
     def add(
         self, tensor: str, op: IntOp, inputs: tuple[Integers, ...], output: Tensor, names: tuple[str, ...] = ()
@@ -188,6 +214,7 @@ class Building:
             raise refuse(node, f"its constant of shape {values.shape} does not fit {shape}.") from error
         if whole.size > _LARGEST_CONSTANT:
             raise refuse(node, f"its constant is repeated {whole.size:,} times; {_LARGEST_CONSTANT:,} are allowed.")
+        self.work.spend(whole.size)
         name = self._new_name(f"{self.file.names[node.outputs[0]]}.constant")
         tensor = Tensor(shape, *grid)
         self._nodes[name] = IntNode(name, int_ops.Constant(np.array(whole)), (), tensor)

@@ -33,6 +33,8 @@ def folded(state: Building, node: OnnxNode) -> bool:
     if constant is None and not isinstance(known, Weights):
         return False
     result = node.outputs[0]
+    if constant is not None and node.kind in ("Cast", "DequantizeLinear", "QuantizeLinear"):  # others copy nothing
+        state.work.spend(constant.size)
     if node.kind == "Identity":
         if constant is not None:
             state.constants[result] = constant

@@ -8,7 +8,7 @@ integers waits until a QuantizeLinear says on which grid its result lies.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +34,15 @@ Operations between DequantizeLinear and QuantizeLinear that it does not fuse, an
 repeated for the second.
 """
 
-_MOST_SOFTMAXES = 200
+_MOST_SOFTMAXES, _MOST_INPUTS = 200, 200
 _OWN_DOMAIN = ("QLinearConv", "QLinearMatMul")  # of the integer operators, those of ONNX itself
 _BOTH_DOMAINS = ("QuantizeLinear", "DequantizeLinear")
+_QUANTIZED = (
+    *_BOTH_DOMAINS,
+    "DynamicQuantizeLinear",
+    "ConvInteger",
+    "MatMulInteger",
+)  # a float network has none of them
 
 
 def read_onnx(path: str | Path) -> IntGraph:
@@ -79,9 +85,23 @@ def _imported(file: OnnxFile) -> IntGraph:
         raise ModelError(
             f"It has {count} softmax nodes; {_MOST_SOFTMAXES} are allowed, because each takes a table of its own."
         )
-    state = Building(file)
+    if len(file.inputs) > _MOST_INPUTS:
+        raise ModelError(f"It has {len(file.inputs):,} inputs; {_MOST_INPUTS} are allowed.")
+    real = any(declared.dtype == np.float32 for declared in file.inputs)
+    if real and not any(node.kind in _QUANTIZED or node.kind in INTEGER_OPERATORS for node in file.nodes):
+        raise UnsupportedOperation(
+            "It is a float network: nothing in it is quantized. Make an integer one of it with `labkit quantize`, or have it "
+            "evaluated node by node with `labkit run`."
+        )
+    if dynamic := next((node for node in file.nodes if node.kind == "DynamicQuantizeLinear"), None):
+        raise refuse(
+            dynamic,
+            "it takes a scale of its own from each input (dynamic quantization), and labkit's networks have fixed ones: quantize "
+            "the network statically.",
+        )
+    state, users = Building(file), _users(file)
     for declared in file.inputs:
-        _enter(state, declared)
+        _enter(state, declared, users)
     for node in file.nodes:
         if folded(state, node):
             continue
@@ -106,7 +126,16 @@ def _translator(node: OnnxNode) -> Callable[[Building, OnnxNode], Value]:
     raise refuse(node, "its operator has no integer form here.")
 
 
-def _enter(state: Building, declared: Declared) -> None:
+def _users(file: OnnxFile) -> dict[str, list[OnnxNode]]:
+    """By tensor's name, the nodes of ``file`` that take it."""
+    users: dict[str, list[OnnxNode]] = {}
+    for node in file.nodes:
+        for name in dict.fromkeys(node.inputs):
+            users.setdefault(name, []).append(node)
+    return users
+
+
+def _enter(state: Building, declared: Declared, users: Mapping[str, list[OnnxNode]]) -> None:
     """An input of the file: real numbers, or integers of a scale that a node says which takes them."""
     name = declared.name
     if declared.shape is None or declared.dtype is None:
@@ -127,17 +156,15 @@ def _enter(state: Building, declared: Declared) -> None:
             f"The input {name!r} holds {declared.dtype}; labkit's networks take float32, int8 or uint8. `labkit run` evaluates "
             f"others node by node."
         )
-    spec, params = _grid_of_input(state.file, declared)
+    spec, params = _grid_of_input(state.file, declared, users)
     state.values[name] = state.add(name, int_ops.Input(shape), (), Tensor(shape, spec, params))
 
 
-def _grid_of_input(file: OnnxFile, declared: Declared) -> tuple[QuantSpec, QParams]:
+def _grid_of_input(
+    file: OnnxFile, declared: Declared, users: Mapping[str, list[OnnxNode]]
+) -> tuple[QuantSpec, QParams]:
     """Scale and zero point of an input, from the first node that names them, or 1 and 0."""
     assert declared.dtype is not None
-    users: dict[str, list[OnnxNode]] = {}
-    for node in file.nodes:
-        for name in node.inputs:
-            users.setdefault(name, []).append(node)
     waiting, seen = [declared.name], {declared.name}
     while waiting:
         name = waiting.pop(0)

@@ -98,6 +98,7 @@ def _multiply(state: Building, node: OnnxNode) -> Value:
 def _concat(state: Building, node: OnnxNode) -> Value:
     if len(node.inputs) < 5 or (len(node.inputs) - 2) % 3:
         raise ModelError(f"{node}: it takes a scale, a zero point and three inputs a part, got {len(node.inputs)}.")
+    state.spend_on_parts(len(node.inputs))
     sources = tuple(state.activation(node, index) for index in range(2, len(node.inputs), 3))
     return _made(state, node, sources, layers.concatenation(node, sources), 0)
 

@@ -191,6 +191,7 @@ def _resize(state: Building, node: OnnxNode) -> Value:
     if len(whole) != len(shape) + 1 or whole != factors or whole[:2] != [1, 1] or min(whole) < 1:
         raise refuse(node, f"it resizes by {factors}; rows and columns can be repeated a whole number of times.")
     for factor, size in zip(whole[2:], shape[1:], strict=True):
+        state.work.spend(min(size * factor, _LARGEST_SIDE))
         if size * factor > _LARGEST_SIDE or not _repeats(node, size, factor):
             raise refuse(
                 node,

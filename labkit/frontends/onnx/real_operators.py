@@ -31,7 +31,7 @@ from labkit.frontends.onnx.values import (
     refuse,
     within,
 )
-from labkit.frontends.onnx.weights import bias_from_real, bias_from_weights, scaled, transposed
+from labkit.frontends.onnx.weights import bias_from_real, bias_from_weights, has_bias_scale, scaled, transposed
 from labkit.graph import int_ops
 from labkit.graph.ir import Tensor
 
@@ -83,6 +83,7 @@ def _weights(state: Building, node: OnnxNode, index: int = 1) -> Weights:
     value = state.values.get(name)
     if not isinstance(value, Weights):
         raise refuse(node, f"its weights {name!r} are no constant that was quantized.")
+    state.spend_on(value)
     return value
 
 
@@ -98,11 +99,18 @@ def _bias(
     return bias_from_real(node, state.constant(node, 2, "bias"), scale, weights, outputs)
 
 
+def _is_not_fused(state: Building, node: OnnxNode, source: Integers, weights: Weights) -> bool:
+    """Whether onnxruntime computes a layer in float32: weights of few bits, or a bias (of zeros) of another scale."""
+    bias = state.values.get(state.name(node, 2))
+    other = isinstance(bias, Weights) and not has_bias_scale(bias, source.tensor.quantized[1].scale, weights)
+    return weights.bits < 8 or other
+
+
 def _conv(state: Building, node: OnnxNode) -> Value:
     source, weights = _source(state, node), _weights(state, node)
     bias = _bias(state, node, source, weights, len(weights.values))
     make = layers.convolution(node, source.tensor, weights, bias)
-    return _pending(node, (source,), make, in_float=weights.bits < 8)
+    return _pending(node, (source,), make, in_float=_is_not_fused(state, node, source, weights))
 
 
 def _gemm(state: Building, node: OnnxNode) -> Value:
@@ -114,7 +122,7 @@ def _gemm(state: Building, node: OnnxNode) -> Value:
     weights = scaled(node, weights if node.attributes.get("transB", 0) else transposed(node, weights))
     bias = _bias(state, node, source, weights, len(weights.values))
     make = layers.linear(node, source.tensor, weights, bias)
-    return _pending(node, (source,), make, in_float=weights.bits < 8)
+    return _pending(node, (source,), make, in_float=_is_not_fused(state, node, source, weights))
 
 
 def _matmul(state: Building, node: OnnxNode) -> Value:
@@ -176,6 +184,7 @@ def _reduce_mean(state: Building, node: OnnxNode) -> Value:
 
 
 def _concat(state: Building, node: OnnxNode) -> Value:
+    state.spend_on_parts(len(node.inputs))
     if all(isinstance(state.value(node, index), Integers) for index in range(len(node.inputs))):
         sources = tuple(state.integers(node, index) for index in range(len(node.inputs)))
         if len({_grid(source) for source in sources}) > 1:

@@ -124,20 +124,27 @@ class TensorReader:
 
 
 def read_regular_file(
-    path: Path, name: str, offset: int = 0, length: int | None = None, limit: int | None = None
+    path: Path,
+    name: str,
+    offset: int = 0,
+    length: int | None = None,
+    limit: int | None = None,
+    suffix: str = ".onnx",
 ) -> bytes:
     """``length`` bytes of the file at ``path`` from ``offset`` on, or all of them: at most ``limit``.
 
-    ``name`` stands in errors. Its size is known before a byte is read, and a pipe or a device is not opened.
+    ``name`` stands in errors, and the ``suffix`` of what should be given. Its size is known before a byte is read, and a pipe or
+    a device is not opened.
 
     Raises
     ------
     ModelError
         There is no such ordinary file, it cannot be read, or it is too short or too long.
     """
+    article = "an" if suffix == ".onnx" else "a"
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ModelError(f"{name} is not an ordinary file. Give the path of an .onnx file.")
+            raise ModelError(f"{name} is not an ordinary file. Give the path of {article} {suffix} file.")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if limit is not None and size > limit:
@@ -150,7 +157,7 @@ def read_regular_file(
             data = file.read(length)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"Cannot read {name}: {reason}. Give the path of an .onnx file.") from error
+        raise ModelError(f"Cannot read {name}: {reason}. Give the path of {article} {suffix} file.") from error
     if len(data) != length:
         raise ModelError(f"{name} was cut off while it was read.")
     return data

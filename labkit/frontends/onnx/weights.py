@@ -18,6 +18,7 @@ __all__ = [
     "bias_from_integers",
     "bias_from_real",
     "bias_from_weights",
+    "has_bias_scale",
     "make_weights",
     "quantized_constant",
     "scaled",
@@ -142,16 +143,20 @@ def bias_from_weights(
     expected = input_scale.astype(np.float64) * weights.scale
     if bias.bits != 32 or np.any(bias.zero_point):
         raise refuse(node, f"its bias is {bias.values.dtype} with a zero point or of few bits, not int32.")
-    same = bias.scale.shape in ((), expected.shape) and np.allclose(bias.scale, expected, rtol=1e-5, atol=0)
-    if not same and np.any(
-        bias.values
-    ):  # zeros are zeros at any scale: exporters let all layers without a bias share them
+    # zeros are zeros at any scale: exporters let all biases of zeros share one constant
+    if np.any(bias.values) and not has_bias_scale(bias, input_scale, weights):
         raise refuse(
             node,
             f"its bias has the scale {bias.scale.reshape(-1)[0]}, not {expected.reshape(-1)[0]:.9g}, which is that of its input "
             f"times that of its weights.",
         )
     return bias_from_integers(node, bias.values, outputs)
+
+
+def has_bias_scale(bias: Weights, input_scale: NDArray[np.float32], weights: Weights) -> bool:
+    """Whether the scale of ``bias`` is ``input_scale``, float32 (), times that of ``weights``: else onnxruntime fuses nothing."""
+    expected = input_scale.astype(np.float64) * weights.scale
+    return bias.scale.shape in ((), expected.shape) and bool(np.allclose(bias.scale, expected, rtol=1e-5, atol=0))
 
 
 def transposed(node: OnnxNode, weights: Weights) -> Weights:

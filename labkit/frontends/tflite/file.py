@@ -16,8 +16,9 @@ from labkit.arithmetic.packing import unpack_int4
 from labkit.errors import ModelError, UnsupportedOperation
 from labkit.frontends.tflite.flatbuffer import Table, root
 from labkit.frontends.tflite.schema import OPERATORS, OPTIONS, TYPES
+from labkit.frontends.work import Work
 
-__all__ = ["LARGEST_FILE", "File", "FileOperator", "FileTensor", "Work", "read_file", "with_every_output"]
+__all__ = ["LARGEST_FILE", "File", "FileOperator", "FileTensor", "read_file", "with_every_output"]
 
 LARGEST_FILE = 2**28  # bytes
 MOST_TENSORS, MOST_OPERATORS, MOST_AXES, MOST_INPUTS = 10_000, 2_000, 6, 200
@@ -32,27 +33,6 @@ _KINDS: Mapping[str, Any] = {
     "float32": "<f4",
     "int4": "<u1",
 }
-
-
-class Work:
-    """A count of what the file makes labkit do, so that a few bytes cannot ask for hours or for all of the memory."""
-
-    def __init__(self, allowed: int) -> None:
-        self.left = allowed
-
-    def spend(self, amount: int) -> None:
-        """Take ``amount`` numbers to copy or windows to look at from what is allowed.
-
-        Raises
-        ------
-        ModelError
-            There is not so much left.
-        """
-        self.left -= amount
-        if self.left < 0:
-            raise ModelError(
-                "It uses its constants again and again, or has windows far too large, for a file of its size."
-            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from labkit.errors import LabkitError, ModelError, UnsupportedOperation
+from labkit.frontends.onnx.tensors import read_regular_file
 from labkit.frontends.tflite import elementwise, layers, layout
 from labkit.frontends.tflite.file import LARGEST_FILE, FileOperator, read_file
 from labkit.frontends.tflite.network import Network
@@ -60,14 +61,7 @@ def read_tflite(path: str | Path) -> IntGraph:
     UnsupportedOperation
         The file holds real numbers, or an operator that is not one of `SUPPORTED`, or one in a form that is not.
     """
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ModelError(f"Cannot read {path}: {reason}. Give the path of a .tflite file.") from error
-    if len(data) > LARGEST_FILE:
-        raise ModelError(f"{path} is larger than {LARGEST_FILE:,} bytes, which is more than labkit reads.")
+    data = read_regular_file(Path(path), str(path), limit=LARGEST_FILE, suffix=".tflite")
     return read_tflite_bytes(data, str(path))
 
 

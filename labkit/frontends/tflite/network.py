@@ -29,6 +29,7 @@ from labkit.runtimes.labkit_rules import NO_BOUNDS
 __all__ = ["Network", "Source"]
 
 MOST_NODES = 4_000
+_CHANNEL = 8  # numbers that the multiplier of a channel counts for
 
 Source = tuple[str, Tensor]
 """A node of the graph by its name, and the tensor that it puts out."""
@@ -351,6 +352,7 @@ class Network:
         UnsupportedOperation
             They have zero points.
         """
+        self.file.work.spend(_CHANNEL * channels)  # what makes their multipliers, also where the weights are known
         key = (tensor.index, axis, str(order))
         if key in self._weights:
             self.file.work.spend(math.prod(tensor.shape))

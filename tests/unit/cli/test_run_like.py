@@ -10,7 +10,11 @@ from parity.small_net import images, small_net
 from unit.cli.conftest import Command
 
 import labkit
+from labkit.arithmetic.affine import QParams, QuantSpec
 from labkit.errors import InputError
+from labkit.graph import int_ops
+from labkit.graph.ir import IntGraph, IntNode, Tensor
+from labkit.runtimes import labkit_rules
 from labkit.runtimes.rules import RUNTIMES
 
 
@@ -73,3 +77,38 @@ def test_no_such_runtime(labkit_command: Command, net_file: Path) -> None:
     assert not Path("y.npy").exists()
     with pytest.raises(InputError, match="cuda"):
         small_net().like("cuda")
+
+
+def sum_of_two() -> labkit.net.IntegerNet:
+    """A net that adds two inputs of integers."""
+    spec, params = QuantSpec(8), QParams(np.float32(0.5), np.int32(0))
+    here = Tensor((3,), spec, params)
+    total = labkit_rules.add((here, here), here)
+    nodes = (
+        IntNode("a", int_ops.Input((3,)), (), here),
+        IntNode("b", int_ops.Input((3,)), (), here),
+        IntNode("sum", total, ("a", "b"), here),
+    )
+    return labkit.net.IntegerNet(IntGraph(nodes, ("sum",)))
+
+
+def test_several_inputs_come_by_name(labkit_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sum_of_two().save("sum.lab")
+    np.savez("x.npz", a=np.array([[1, 2, 3]], np.int8), b=np.array([[10, 20, 30]], np.int8))
+    code, out, err = labkit_command("run", "sum.lab", "--input", "x.npz", "--output", "y.npy")
+    assert code == 0, err
+    assert "1 images" in out
+    assert np.load("y.npy").tolist() == [[11, 22, 33]]
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no zip"])
+def test_a_damaged_npz_is_refused(
+    labkit_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sum_of_two().save("sum.lab")
+    Path("x.npz").write_bytes(content)
+    code, _, err = labkit_command("run", "sum.lab", "--input", "x.npz", "--output", "y.npy")
+    assert code == 2
+    assert "Cannot read x.npz" in err

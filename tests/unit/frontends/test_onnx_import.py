@@ -295,6 +295,7 @@ def test_constant_operands(tmp_path: Path) -> None:
 def test_float_islands_name_the_node_and_the_way_out(tmp_path: Path) -> None:
     for kind, count in (("Erf", 1), ("Sigmoid", 1), ("Conv", 2), ("Add", 2)):
         file = File()
+        file.both(file.real("other", 4), "q")  # else it is a float network
         file.node(kind, [file.real("x", 2, 4, 4), *["x"] * (count - 1)], "y")
         refused(file, tmp_path, rf"net.onnx: the y \({kind}\): .* `labkit run` evaluates it node by node")
     file = File()
@@ -306,15 +307,12 @@ def test_float_islands_name_the_node_and_the_way_out(tmp_path: Path) -> None:
     refused(file, tmp_path, "'y' holds real numbers that do not stand for integers")
 
 
-@pytest.mark.parametrize("kind", ["ConvInteger", "MatMulInteger", "DynamicQuantizeLinear"])
+@pytest.mark.parametrize("kind", ["ConvInteger", "MatMulInteger"])
 def test_integers_without_scales_are_evaluated_node_by_node(kind: str, tmp_path: Path) -> None:
     file = File()
     weight = np.ones((2, 2, 1, 1) if kind == "ConvInteger" else (2, 2))
-    if kind == "DynamicQuantizeLinear":
-        file.node(kind, [file.real("x", 2)], "y")
-    else:
-        shape = (2, 2, 2) if kind == "ConvInteger" else (2,)
-        file.node(kind, [integer_input(file, *shape), file.constant("w", weight, np.uint8)], "y")
+    shape = (2, 2, 2) if kind == "ConvInteger" else (2,)
+    file.node(kind, [integer_input(file, *shape), file.constant("w", weight, np.uint8)], "y")
     refused(file, tmp_path, rf"the y \({kind}\): its operator has no integer form here.*`labkit run`", y=np.int32)
 
 
@@ -355,6 +353,7 @@ def test_zeros_are_a_bias_at_any_scale(tmp_path: Path) -> None:
     bias = file.node("DequantizeLinear", terms, "bias_real")
     file.node("Gemm", [x, file.weights(VALUES), bias], "c", transB=1)
     assert linear_of(file, tmp_path).bias.tolist() == [0, 0, 0]
+    assert read_onnx(tmp_path / "net.onnx").notes[IN_FLOAT] == ["the c"]  # onnxruntime does not fuse it
 
 
 def qdq(
@@ -449,3 +448,53 @@ def test_inputs_need_known_sizes_and_types(tmp_path: Path) -> None:
     file.both("x", "r", scale=0.5)
     file.node("Add", ["q_real", "r_real"], "y")
     refused(file, tmp_path, "quantized twice, to different grids")
+
+
+@pytest.mark.parametrize("kind", ["weights", "channels", "repeated", "parts", "quantized"])
+def test_constants_are_not_used_without_end(kind: str, tmp_path: Path) -> None:
+    file, many = File(), 2**20
+    x = file.both(file.real("x", *((4, 512, 512) if kind == "repeated" else (1,))), "xq")
+    terms = file.grid("shared", 0.5, 0, np.uint8)
+    if kind == "weights":
+        taken, operator = file.weights(np.ones((1, many))), "MatMul"
+    elif kind == "channels":
+        taken, operator = file.weights(np.ones((1, many)), np.full(many, 0.5, np.float32), axis=1), "MatMul"
+    else:
+        taken, operator = file.weights(np.ones((4, 1, 1))), "Add"
+    for i in range(60):
+        if kind == "quantized":
+            real = "real" if i else file.constant("real", np.ones(many), np.float32)
+            file.node("QuantizeLinear", [real, *terms], f"c{i}")
+        elif kind != "parts":
+            file.node("QuantizeLinear", [file.node(operator, [x, taken], f"c{i}"), *terms], f"q{i}")
+    if kind == "parts":
+        x = file.node("Reshape", [x, file.constant("to", [0, 1, 1])], "r")
+        file.node("Concat", [x] * 10_000, "c", axis=1)
+    file.node("Identity", [x], "y")
+    refused(file, tmp_path, "uses its constants again and again", ModelError)
+
+
+def test_a_float_network_is_called_so(tmp_path: Path) -> None:
+    file = File()
+    file.node("Relu", [file.real("x", 4)], "y")
+    refused(file, tmp_path, "It is a float network: nothing in it is quantized.*labkit quantize")
+
+
+def test_dynamic_quantization_is_called_so(tmp_path: Path) -> None:
+    file = File()
+    file.node("Reshape", [file.constant("b", np.ones(4), np.float32), file.constant("to", [1, 4])], "bias")
+    file.node("DynamicQuantizeLinear", [file.real("x", 4)], "y")
+    refused(
+        file,
+        tmp_path,
+        r"the y \(DynamicQuantizeLinear\): it takes a scale of its own from each.*`labkit run`",
+        y=np.uint8,
+    )
+
+
+def test_many_inputs_are_refused(tmp_path: Path) -> None:
+    file = File()
+    for i in range(201):
+        file.both(file.real(f"x{i}", 1), f"q{i}")
+    file.node("Identity", ["q0_real"], "y")
+    refused(file, tmp_path, "201 inputs; 200 are allowed", ModelError)

@@ -469,6 +469,8 @@ def test_a_file_that_asks_for_too_much_is_refused_at_once(words: str, make: Any)
 def test_a_file_that_is_not_there_or_of_another_kind(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"Cannot read .*none\.tflite: No such file"):
         read_tflite(tmp_path / "none.tflite")
+    with pytest.raises(ModelError, match=r"is not an ordinary file\. Give the path of a \.tflite file"):
+        read_tflite(tmp_path)  # nor is a pipe opened, from which nothing may ever come
     (tmp_path / "text.tflite").write_text("this is no network at all")
     with pytest.raises(
         ModelError, match=r"text\.tflite does not hold a sound TFLite network\. It does not have the mark 'TFL3'"

@@ -386,3 +386,10 @@ def test_a_graph_that_breaks_a_rule_is_refused_on_loading() -> None:
 
 def test_the_forger_of_these_tests_makes_sound_files() -> None:
     assert equal(loads(forged(header_of(DATA))).nodes, GRAPH.nodes)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "net.lab")
+    with pytest.raises(ModelError, match="it is no file"):
+        load(tmp_path / "net.lab")
