@@ -232,7 +232,6 @@ def damaged(data: bytes, suffix: str, rng: np.random.Generator) -> bytes:
 def judge(path: Path, is_run: bool = False) -> Outcome:
     """Load ``path`` in a process of its own, run it on zeros if ``is_run`` and it is small, and say what happened."""
     reader, writer = os.pipe()
-    before = _resident_kilobytes()
     child = os.fork()
     if child == 0:
         os.close(reader)
@@ -240,9 +239,9 @@ def judge(path: Path, is_run: bool = False) -> Outcome:
     os.close(writer)
     status, usage = _wait(child)
     with os.fdopen(reader, "rb") as pipe:
-        said = pipe.read().decode("utf-8", "replace")
+        before, _, said = pipe.read().decode("utf-8", "replace").partition("\n")
     kind, _, text = said.partition("\n")
-    seconds, megabytes = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - before) / 1024
+    seconds, megabytes = usage.ru_utime + usage.ru_stime, max(0, usage.ru_maxrss - int(before or 0)) / 1024
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name
         kind, text = (
@@ -286,6 +285,7 @@ def _in_child(path: Path, writer: int, is_run: bool) -> None:
 
     faulthandler.disable()  # a crash is counted, not printed
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.write(writer, f"{_resident_kilobytes()}\n".encode())
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     seen: list[str] = []

@@ -73,7 +73,8 @@ def verify(
 
     from labkit.errors import InputError
     from labkit.files import make_folder, write_atomically
-    from labkit.reporting.tables import certificate_panel
+    from labkit.parity.certificate import Certificate
+    from labkit.reporting.tables import certificate_facts, certificate_nodes, certificate_panel
     from labkit.runtimes.rules import RUNTIMES
 
     if against not in ("torch", *RUNTIMES):
@@ -90,6 +91,9 @@ def verify(
         report = _against_torch(console, net, model, weights, input_file, kernels, images, data_dir)
     else:
         report = _against_runtime(console, net, against, like, input_file, kernels, images, seed, data_dir)
+    if isinstance(report, Certificate):
+        console.print(certificate_nodes(report))
+        console.print(certificate_facts(report), soft_wrap=True)
     console.print(certificate_panel({net.name: report}))
     console.print(str(report), highlight=False, soft_wrap=True, markup=False)
     if json_file is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -88,13 +89,14 @@ def verify_against(
         from labkit.exporters.tflite_form import held_by_tflite
 
         net = IntegerNet(held_by_tflite(net.graph))
-    judged = remade = net.like(follows)
+    is_plain = follows == _LABKIT and "like" not in net.graph.notes  # nothing was remade
+    judged = remade = net if is_plain else net.like(follows)
     if own == follows and [node.name for node in remade.graph] == [node.name for node in net.graph]:
         judged = net
     plain = prepared_for(net.graph, follows)
     opened = open_runtime(runtime, judged, plain, None if path is None else Path(path))
     work = _Comparison(judged, plain, opened, kernels, follows)
-    if judged is net and "like" in net.graph.notes:
+    if judged is net and not is_plain:
         compare_parameters(work.tally, remade.graph, net.graph)
     batches = _batches(net, x)
     images = 0
@@ -122,7 +124,7 @@ def verify_against(
         images=images,
         comparisons=work.tally.comparisons(),
         first=work.tally.first,
-        versions=opened.versions,
+        versions={"labkit": metadata.version("labkit"), **opened.versions},
         remarks=remarks,
         runtime=runtime,
         like=follows,

@@ -9,7 +9,7 @@ from typing import Any
 from labkit.arithmetic.requantize import Requantizer
 from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
-from labkit.parity.report import ParityReport
+from labkit.parity.report import Comparison, ParityReport
 
 __all__ = ["Certificate", "Element", "NodeVerdict", "rule_of"]
 
@@ -71,8 +71,8 @@ class NodeVerdict:
             if self.broken:
                 return (
                     f"The rules of {self.broken}, made anew from the scales, weights and bias and run by labkit's readable "
-                    f"kernels, give all {self.own[0]:,} elements of the runtime: the fault is in this node's parameters or in "
-                    f"the kernel, not in a rounding rule."
+                    f"kernels, give all {self.own[0]:,} elements of the runtime: the fault is in the parameters with which this "
+                    f"node was run, or in its kernel."
                 )
             if self.matching:
                 return f"The rules of {', '.join(self.matching)} give all {self.own[0]:,} elements of the runtime."
@@ -111,12 +111,20 @@ class Certificate(ParityReport):
         return tuple(node for node in self.nodes if node.own[1])
 
     @property
+    def misstated(self) -> tuple[Comparison, ...]:
+        """The parameters in which the net, as saved, is not what its rules make of its scales, weights and biases."""
+        return tuple(one for one in self.comparisons if one.kind == "parameter" and one.differing)
+
+    @property
     def unseen(self) -> tuple[str, ...]:
         """Names of nodes whose result the runtime does not show."""
         return tuple(node.name for node in self.nodes if not node.own[0] and not node.through[0])
 
     def __str__(self) -> str:
         text = super().__str__()
+        for one in self.misstated:
+            text += f"\n{one.name}: {one.differing:,} of {one.elements:,} are not what the rules of {self.like} make of the "
+            text += "scales."
         for node in self.culprits:
             text += (
                 f"\n{node.name} ({node.operation}, {node.rule}): {node.own[1]:,} of {node.own[0]:,} elements differ. "
@@ -140,6 +148,8 @@ def rule_of(op: IntOp) -> str:
         return _requantizer(requantizer)
     if isinstance(op, int_ops.AddFixedPoint):
         return f"{op.rule.value}, three roundings"
+    if isinstance(op, int_ops.QuantizeByReciprocal) and op.zero_point_inside:
+        return f"{_OTHERS[type(op).__name__]}, zero point before rounding"
     return _OTHERS.get(type(op).__name__, "exact: it only moves or compares integers")
 
 

@@ -11,6 +11,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from labkit.parity.certificate import Certificate
 from labkit.parity.report import ParityReport
 from labkit.reporting.results import AccuracyRow, DemoResult
 from labkit.reporting.summary import (
@@ -25,7 +26,7 @@ from labkit.reporting.summary import (
     verdict,
 )
 
-__all__ = ["accuracy_table", "certificate_panel"]
+__all__ = ["accuracy_table", "certificate_facts", "certificate_nodes", "certificate_panel"]
 
 # Columns of a terminal from which a column fits beside a label of 37 characters.
 _WIDE_FOR_ERRORS = 100
@@ -157,3 +158,31 @@ def certificate_panel(certificates: Mapping[str, ParityReport]) -> Panel:
     against = sorted({report.against for report in certificates.values()})
     parts += [Text(f"Compared with {text}.", style="dim") for text in against]
     return Panel(Group(*parts), title="certificate", title_align="left", border_style=colour, box=box.ROUNDED)
+
+
+def certificate_nodes(certificate: Certificate) -> Table:
+    """A row for each node of ``certificate``: its rule, its elements compared, and how many differ by itself and end to end."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("node", overflow="fold")
+    table.add_column("rule", overflow="fold")
+    for heading in ("elements", "differ", "end to end"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for node in certificate.nodes:
+        (own, differing), (elements, through) = node.own, node.through
+        not_seen = "" if node.operation == "Input" else "not shown"
+        table.add_row(
+            Text(node.name, "bold red" if differing else ""),
+            Text(node.rule),
+            f"{elements:,}" if elements else not_seen,
+            f"{differing:,}" if own else "",
+            f"{through:,}" if elements else "",
+        )
+    return table
+
+
+def certificate_facts(certificate: Certificate) -> Text:
+    """What went in, the versions and the processor of ``certificate``, a line each."""
+    versions = ", ".join(f"{name} {version}" for name, version in certificate.versions.items())
+    processor = ", ".join(certificate.processor.values())
+    facts = {"Inputs": certificate.inputs, "Versions": versions, "Processor": processor}
+    return Text("\n".join(f"{name}: {value}." for name, value in facts.items() if value))

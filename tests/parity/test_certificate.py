@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_a_net_gets_its_certificate(runtime: str) -> None:
     assert all(node.own[0] and node.through[0] for node in report.nodes)
     assert report.elements == sum(node.own[0] + node.through[0] for node in report.nodes)
     assert report.versions
+    assert report.versions["labkit"]
     assert json.loads(json.dumps(report.to_json()))["passed"] is True
 
 
@@ -134,13 +136,95 @@ def test_a_node_is_not_blamed_for_those_before_it(monkeypatch: pytest.MonkeyPatc
     assert after["conv1"].explanation == ""
 
 
+@pytest.mark.parametrize("shown", [(), ("conv1",)])
+def test_an_output_that_is_not_shown_is_no_agreement(monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...]) -> None:
+    net = small_net()
+
+    def hides(*_: Any) -> opened.Opened:
+        return opened.Opened("a runtime", lambda x: {n: net.trace(dict(x), kernels="reference")[n] for n in shown}, {})
+
+    monkeypatch.setattr("labkit.parity.against_runtime.open_runtime", hides)
+    report = verify_against(net, _LABKIT, images(2))
+    assert not report.passed
+    assert report.first is not None
+    assert report.first.where == f"tensor {net.graph.outputs[0]}"
+
+
+def test_fewer_images_than_were_put_in_are_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = small_net()
+
+    def first_only(*_: Any) -> opened.Opened:
+        def run(x: Any) -> dict[str, Any]:
+            return {name: array[:1] for name, array in net.trace(dict(x), kernels="reference").items()}
+
+        return opened.Opened("a runtime", run, {})
+
+    monkeypatch.setattr("labkit.parity.against_runtime.open_runtime", first_only)
+    assert not verify_against(net, _LABKIT, images(3)).passed
+
+
+def _with_conv2(net: IntegerNet, change: Callable[[int_ops.Conv2d], int_ops.Conv2d]) -> IntegerNet:
+    def changed(node: IntNode) -> IntNode:
+        return (
+            replace(node, op=change(node.op)) if isinstance(node.op, int_ops.Conv2d) and node.name == "conv2" else node
+        )
+
+    return IntegerNet(IntGraph(tuple(map(changed, net.graph)), net.graph.outputs, net.graph.notes))
+
+
+def _one_step_more(op: int_ops.Conv2d) -> int_ops.Conv2d:
+    requantizer = op.requantizer
+    values = np.array(np.broadcast_to(requantizer.multiplier, op.bias.shape))
+    values[0] = np.nextafter(values[0], np.float32(1))
+    return replace(op, requantizer=replace(requantizer, multiplier=values))
+
+
+def test_the_last_bit_of_a_saved_multiplier_is_seen() -> None:
+    saved = small_net().like("qnnpack")
+    assert verify_against(saved, "qnnpack", images(2)).passed
+    report = verify_against(_with_conv2(saved, _one_step_more), "qnnpack", images(2))
+    assert not report.passed
+    assert report.first is not None
+    assert report.first.where == "conv2.requantizer.multiplier"
+    assert [(one.name, one.differing) for one in report.misstated] == [("conv2.requantizer.multiplier", 1)]
+    assert "conv2.requantizer.multiplier: 1 of" in str(report)
+    assert "conv2.requantizer.multiplier: 1 of" in _page(report)
+
+
+def test_a_net_is_judged_with_the_biases_that_it_runs_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fault lies in conv2 as it is run: its rules, made anew from the scales, give what the runtime gives."""
+    net, like = small_net(), IntegerNet.like
+    monkeypatch.setattr(
+        IntegerNet,
+        "like",
+        lambda self, runtime: _with_conv2(like(self, runtime), lambda op: replace(op, bias=op.bias + 40)),
+    )
+    report = verify_against(net, "qnnpack", images(8))
+    (culprit,) = report.culprits
+    assert (culprit.name, culprit.broken) == ("conv2", "qnnpack")
+    assert "made anew" in culprit.explanation
+    assert report.first is not None
+    assert report.first.where == "node conv2"
+
+
+def test_the_readable_kernels_are_no_witness_for_themselves() -> None:
+    with pytest.raises(InputError, match="against themselves"):
+        verify_against(small_net(), _LABKIT, images(1), kernels="reference")
+
+
+def test_kernels_are_compared_under_the_rules_of_the_net() -> None:
+    report = verify_against(small_net().like("qnnpack"), _LABKIT, images(2))
+    assert report.passed
+    assert report.like == "qnnpack"
+
+
 def test_what_is_not_shown_is_judged_with_the_next_node(monkeypatch: pytest.MonkeyPatch) -> None:
     net = small_net()
 
     def blind(*_: Any) -> opened.Opened:
         def run(x: Any) -> dict[str, Any]:
             found = net.trace(dict(x), kernels="reference")
-            return {name: found[name] for name in ("conv1", "fc")}
+            return {name: found[name] for name in ("conv1", "fc", "output")}
 
         return opened.Opened("a runtime that hides", run, {})
 
@@ -184,7 +268,10 @@ def test_as_far_as_the_rules_go() -> None:
 
 
 def test_a_runtime_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def absent(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(opened, "import_module", absent)
     for runtime in ("fbgemm", "litert", "onnxruntime"):
         with pytest.raises(ModelError, match=r"not installed.*labkit\[parity\]"):
             verify_against(small_net(), runtime, images(1))

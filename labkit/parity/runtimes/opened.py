@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def _readable(net: IntegerNet, x: Mapping[str, NDArray[Any]]) -> Arrays:
 
 
 def _need(module: str, what: str) -> None:
-    """Refuse where ``module``, which is ``what`` in words, is not installed."""
-    from importlib.util import find_spec
-
-    if find_spec(module) is None:
-        raise ModelError(f"{what} is not installed. Install it: pip install 'labkit[parity]'.")
+    """Refuse where ``module``, which is ``what`` in words, is not installed, or not so that it can be imported."""
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise ModelError(
+            f"{what} is not installed, or cannot be imported ({error}). Install it: pip install 'labkit[parity]'."
+        ) from error
 
 
 def _torch(engine: str, graph: IntGraph) -> Opened:
@@ -93,7 +96,7 @@ def _torch(engine: str, graph: IntGraph) -> Opened:
 
 
 def _litert(runtime: str, net: IntegerNet, plain: IntGraph, path: Path | None) -> Opened:
-    _need("ai_edge_litert", "LiteRT (ai-edge-litert)")
+    _need("ai_edge_litert.interpreter", "LiteRT (ai-edge-litert)")
     title, versions = f"LiteRT ({runtime})", _versions("ai-edge-litert")
     if path is not None and path.suffix.lower() == ".tflite":
         return Opened(title, _tflite_file(runtime, net.graph, path.read_bytes()), versions)

@@ -109,8 +109,9 @@ _NOTES = (
     "Tests hold each rule against its runtime, with tolerance 0 but for oneDNN, which differs from its rule in about one "
     "element of a million.",
     "Same border: every rule set is given the integers of labkit's border, so that what is left began inside the network. "
-    "Pixels brought to -1..1 lie half-way between two integers to float32, where the input's scale is 2/255, and nearly half of "
-    "them come out otherwise under a rule that multiplies by the reciprocal.",
+    "Pixels brought to -1..1 lie half-way between two integers, or a float32 rounding beside it, where the input's scale is "
+    "2/255: nearly half of them come out otherwise under PyTorch's rule, which multiplies by the reciprocal and adds the zero "
+    "point before it rounds.",
     "A tie is a number exactly half-way between two integers, before rounding: the sum times the scales, as rational numbers. "
     "In float32 alone: the float32 product is half-way, the exact number is not.",
 )

@@ -23,6 +23,11 @@ def test_a_certificate_is_printed_and_saved(labkit_command: Command, net_file: P
     code, out, err = labkit_command("verify", net_file, "--against", "fbgemm", "--images", 5, *files)
     assert code == 0, err
     assert "Bit for bit equal" in out
+    words = " ".join(out.split())
+    assert "node rule elements differ end to end x float32" in words
+    assert "Inputs: 5 random images, seed 0." in words
+    assert "Versions: labkit " in words
+    assert "Processor: " in words
     saved = json.loads(Path("out/c.json").read_text())
     assert saved["passed"] is True
     assert saved["first"] is None

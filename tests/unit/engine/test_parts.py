@@ -21,7 +21,7 @@ from labkit.engine.prepare import Dot, Purpose, Registers, Route, prepare
 from labkit.engine.run import trace
 from labkit.errors import BoundError
 from labkit.kernels import fast
-from labkit.kernels.fast.elementwise import dequantize
+from labkit.kernels.fast.elementwise import dequantize, give_integers
 
 W4 = QuantSpec(4, granularity=PerAxis(0))
 SAME = ((1, 1), (1, 1))
@@ -97,6 +97,15 @@ def assert_steps_agree(prepared, count):
                 return dequantize(part, parts, count, source, real, scales, place.zero, place.corner)
 
             assert_parts_agree(leave, real, [arena.buffers[place.buffer]])
+        elif way.node.name in prepared.graph.outputs and not way.node.output.is_index:
+            place, given = way.place, traced[way.node.name].reshape(count, *way.place.image).copy()
+            names.add("give_integers")
+
+            def give(part, parts, place=place, given=given, above=way.zero_point):
+                source = arena.buffers[place.buffer]
+                return give_integers(part, parts, count, source, given, np.array([above], np.int64), place.corner)
+
+            assert_parts_agree(give, given, [arena.buffers[place.buffer]])
     return names
 
 
@@ -151,6 +160,7 @@ def with_rule(rule):
     b = Builder(6, rule=rule)
     x = b.conv(b.quantize((3, 8, 7), affine(S8)), 20, (3, 3), spec=affine(U8), padding=SAME)
     y = b.conv(x, 20, (3, 3), groups=20, spec=affine(U8), padding=SAME)
+    y = b.conv(y, 20, (1, 2), groups=20, spec=affine(U8), padding=((0, 0), (0, 1)))
     x = b.multiply(b.concat(x, y, spec=affine(S8)), b.requantize(b.concat(y, x)))
     x = b.adaptive_average_pool(b.average_pool(x, (2, 2)), (2, 2))
     return b.graph(b.dequantize(b.linear(b.flatten(x), 20)))
