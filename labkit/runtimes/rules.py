@@ -77,8 +77,9 @@ class RuleSet:
         if kind in KEPT:
             return node.op
         reason = self.refusals.get(kind, f"{self.name} has no such operation, or its arithmetic is not known here.")
+        others = ", ".join(runtime for runtime in RUNTIMES if runtime != self.name)
         raise UnsupportedOperation(
-            f"{node.name}: {kind.__name__} cannot be run like {self.name}: {reason} Choose another of {', '.join(RUNTIMES)}."
+            f"{node.name}: {kind.__name__} cannot be run like {self.name}: {reason} Choose another of {others}."
         )
 
 
@@ -128,5 +129,6 @@ def as_run_by(graph: IntGraph, runtime: str) -> IntGraph:
         try:
             nodes.append(replace(node, op=rules.remade(node, graph.inputs_of(node))))
         except ModelError as error:
-            raise error if node.name in str(error) else type(error)(f"{node.name}: {error}") from error
+            is_named = str(error).startswith((f"{node.name}:", f"{node.name},"))
+            raise error if is_named else type(error)(f"{node.name}: {error}") from error
     return IntGraph(tuple(nodes), graph.outputs, {**graph.notes, "like": runtime})
