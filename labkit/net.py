@@ -320,6 +320,7 @@ def _checked(node: IntNode, x: Any) -> NDArray[Any]:
     array = np.asarray(x)
     takes_integers = isinstance(node.op, int_ops.Input)
     if takes_integers:
+        array = array.astype(np.uint8) if array.dtype == np.bool_ else array  # a mask
         _check_integers(node, array)
     elif array.dtype.kind != "f":
         raise InputError(
@@ -339,6 +340,10 @@ def _checked(node: IntNode, x: Any) -> NDArray[Any]:
 
 
 def _check_integers(node: IntNode, array: NDArray[Any]) -> None:
+    if node.output.is_index:
+        if array.dtype.kind not in "iu" or (array.size and (array.min() < 0 or array.max() >= 2**31)):
+            raise InputError(f"Input {node.name!r} must hold indices, integers from 0 on, got {array.dtype}.")
+        return
     spec, params = node.output.quantized
     if array.dtype.kind not in "iu":
         raise InputError(

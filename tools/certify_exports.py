@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 
 import labkit
 from labkit.exporters.onnx import onnx_bytes
-from labkit.exporters.running import run_onnx, run_tflite
 from labkit.exporters.tflite import tflite_content
 from labkit.exporters.tflite_form import held_by_tflite
 from labkit.frontends.torch_fx import from_torch
@@ -32,6 +31,7 @@ from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph, IntGraph
 from labkit.graph.passes import simplify
 from labkit.net import IntegerNet
+from labkit.parity.runtimes.exported import run_onnx, run_tflite
 from labkit.quantization.plan import BitPlan
 from labkit.runtimes.rules import as_run_by
 
@@ -57,21 +57,11 @@ class Way:
     run: Run
 
 
-def run_xnnpack(content: bytes, graph: IntGraph, inputs: Arrays) -> Arrays:
-    """The outputs of the file, and all other tensors from one in which they are outputs, because XNNPACK shows no others."""
-    held = held_by_tflite(graph)
-    every = replace(held, outputs=tuple(node.name for node in held if node.inputs and node.name not in held.outputs))
-    return {
-        **run_tflite(tflite_content(every), every, inputs, "xnnpack"),
-        **run_tflite(content, graph, inputs, "xnnpack"),
-    }
-
-
 WAYS = {
     "onnx qdq": Way("onnxruntime", ".onnx", lambda graph: onnx_bytes(graph, "qdq"), run_onnx),
     "onnx qoperator": Way("onnxruntime", ".onnx", lambda graph: onnx_bytes(graph, "qoperator"), run_onnx),
     "tflite litert": Way("litert", ".tflite", tflite_content, lambda c, g, x: run_tflite(c, g, x, "litert")),
-    "tflite xnnpack": Way("xnnpack", ".tflite", tflite_content, run_xnnpack),
+    "tflite xnnpack": Way("xnnpack", ".tflite", tflite_content, lambda c, g, x: run_tflite(c, g, x, "xnnpack")),
 }
 
 

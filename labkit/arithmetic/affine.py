@@ -18,6 +18,7 @@ from labkit.arithmetic.frozen import frozen_array
 from labkit.errors import QuantizationError
 
 __all__ = [
+    "WIDE_BITS",
     "PerAxis",
     "PerTensor",
     "QParams",
@@ -33,6 +34,7 @@ __all__ = [
 
 T = TypeVar("T", bound=np.generic)
 
+WIDE_BITS = 16
 _SMALLEST_SCALE = np.finfo(np.float32).tiny  # below it float32 loses bits, and so would every product with the scale
 
 
@@ -52,7 +54,7 @@ class PerAxis:
 class QuantSpec:
     """Which integers a quantized tensor may hold (eq. 3).
 
-    bits : 1..8.
+    bits : 1..8, or 16 (signed and symmetric), which only activations between the layers of a transformer have.
     signed : two's complement (True) or counted from 0 (False).
     symmetric : the zero point is 0, so real 0 is integer 0.
     narrow : a signed grid leaves out its lowest integer, [-127, 127] instead of [-128, 127].
@@ -63,7 +65,7 @@ class QuantSpec:
     Raises
     ------
     QuantizationError
-        ``bits`` outside 1..8, or one signed bit that is not both symmetric and narrow.
+        ``bits`` is neither 1..8 nor 16, 16 bits are not signed and symmetric, or one signed bit is not both symmetric and narrow.
     """
 
     bits: int
@@ -73,9 +75,15 @@ class QuantSpec:
     granularity: PerTensor | PerAxis = PerTensor()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bits, int | np.integer) or isinstance(self.bits, bool) or not 1 <= self.bits <= 8:
-            raise QuantizationError(f"bits must be an integer in 1..8, got {self.bits!r}. Choose from 1 to 8 bits.")
+        is_whole = isinstance(self.bits, int | np.integer) and not isinstance(self.bits, bool)
+        if not is_whole or not (1 <= self.bits <= 8 or self.bits == WIDE_BITS):
+            raise QuantizationError(
+                f"bits must be an integer in 1..8, or {WIDE_BITS} for wide activations, got {self.bits!r}. "
+                f"Choose from 1 to 8 bits."
+            )
         object.__setattr__(self, "bits", int(self.bits))  # 2**bits overflows in NumPy's int8
+        if self.is_wide and not (self.signed and self.symmetric):
+            raise QuantizationError(f"{WIDE_BITS} bits are signed and symmetric: QuantSpec({WIDE_BITS}, narrow=True).")
         if self.is_binary and not (self.symmetric and self.narrow):
             raise QuantizationError(
                 "One signed bit is the binary grid {-1, +1} and must be symmetric and narrow. "
@@ -86,6 +94,11 @@ class QuantSpec:
     def is_binary(self) -> bool:
         """True for the grid {-1, +1}."""
         return self.signed and self.bits == 1
+
+    @property
+    def is_wide(self) -> bool:
+        """True for a grid of 16 bits."""
+        return self.bits == WIDE_BITS
 
     @property
     def qmin(self) -> int:
@@ -102,8 +115,10 @@ class QuantSpec:
         return 1 if self.is_binary else int(2 ** (self.bits - 1) - 1)
 
     @property
-    def dtype(self) -> np.dtype[np.int8] | np.dtype[np.uint8]:
-        """The NumPy type that holds these integers: int8 or uint8."""
+    def dtype(self) -> np.dtype[np.int8] | np.dtype[np.uint8] | np.dtype[np.int16]:
+        """The NumPy type that holds these integers: int8 or uint8; int16 for 16 bits."""
+        if self.is_wide:
+            return np.dtype(np.int16)
         return np.dtype(np.int8) if self.signed else np.dtype(np.uint8)
 
     def __str__(self) -> str:
@@ -155,7 +170,7 @@ class QTensor:
         A value lies outside the grid of ``spec``, or the dtype or number of scales does not fit.
     """
 
-    values: NDArray[np.int8] | NDArray[np.uint8]
+    values: NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16]
     params: QParams
     spec: QuantSpec
 
@@ -178,7 +193,9 @@ class QTensor:
         return dequantize(self.values, self.params, self.spec)
 
 
-def quantize(real: ArrayLike, params: QParams, spec: QuantSpec) -> NDArray[np.int8] | NDArray[np.uint8]:
+def quantize(
+    real: ArrayLike, params: QParams, spec: QuantSpec
+) -> NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16]:
     """Real numbers to integers: ``clip(round(real / scale) + zero_point)`` (eq. 2), binary: the sign (eq. 6).
 
     The quotient is one float32 division and is rounded half to even, which is what ONNX calls QuantizeLinear.

@@ -16,6 +16,7 @@ __all__ = [
     "EXPONENT_SHIFT",
     "GELU_SHIFT",
     "LARGEST_GELU_SCALE",
+    "NORMALISED_BITS",
     "ExpConstants",
     "GeluConstants",
     "exp_constants",
@@ -30,6 +31,7 @@ _EXP_A, _EXP_B, _LN_2 = 0.35815147, 0.96963238, 0.6931
 GELU_SHIFT = 14  # bits that the square of the polynomial loses, so that the product with the input stays short
 LARGEST_GELU_SCALE = 1e-3  # above it that shift leaves too few bits: the error is .018 at 1e-4 and 1.1 at 1e-2
 EXPONENT_SHIFT = 30  # powers of 2 beyond 2**-30 count as 0
+NORMALISED_BITS = 30  # i-LayerNorm's normalised integer y lies in -2**30..2**30
 _LONGEST = 62  # bits of the longest intermediate that int64 holds with its sign and one to spare
 
 

@@ -65,8 +65,8 @@ class Requantizer:
     Raises
     ------
     QuantizationError
-        The multiplier's form does not fit the rule or its value is not in (0, 2**30), the clamp is empty or outside -128..255,
-        or the bias or the second factor belongs to another rule or is not finite.
+        The multiplier's form does not fit the rule or its value is not in (0, 2**30), the clamp is empty or leaves 16 bits, or
+        the bias or the second factor belongs to another rule or is not finite.
     """
 
     rule: RoundingRule
@@ -99,8 +99,8 @@ class Requantizer:
             object.__setattr__(self, "multiplier", frozen_array(self.multiplier))
         self._check_real_parts()
         low, high = self.clamp
-        if not -128 <= low <= high <= 255:
-            raise QuantizationError(f"A clamp must run upwards inside -128..255, got {low}..{high}.")
+        if not -(2**15) <= low <= high < 2**15:
+            raise QuantizationError(f"A clamp must run upwards inside -32768..32767, got {low}..{high}.")
 
     def _check_real_parts(self) -> None:
         if (self.second is not None) != (self.rule is RoundingRule.FLOAT32_TWICE):

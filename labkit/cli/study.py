@@ -13,7 +13,9 @@ __all__ = ["study"]
 def study(
     name: Annotated[str | None, typer.Argument(help="Which one; --list shows all.")] = None,
     show_list: Annotated[bool, typer.Option("--list", help="List all studies.")] = False,
-    data: Annotated[str, typer.Option(help="cifar10 or mnist5k.")] = "cifar10",
+    data: Annotated[
+        str | None, typer.Option(help="cifar10 or mnist5k, or what --list says of the study; its first where left out.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Repetitions of what depends on chance.", min=1)] = 3,
     images: Annotated[int | None, typer.Option(help="Test images; all where it is left out.", min=1)] = None,
     calibration: Annotated[int, typer.Option(help="Training images, without labels.", min=1)] = 1024,
@@ -21,7 +23,7 @@ def study(
     out: Annotated[Path | None, typer.Option(help="Folder of the result; else docs/studies/NAME here.")] = None,
     pages: Annotated[bool, typer.Option("--pages", help="Only draw and write again from result.json.")] = False,
     show_index: Annotated[bool, typer.Option("--index", help="Write the overview of all results there.")] = False,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder in which the data lie.")] = None,
 ) -> None:
     """Reproduce the table or figure NAME of the literature and write its page."""
     from rich.console import Console
@@ -43,10 +45,10 @@ def study(
         return
     if show_list or name is None:
         table = Table(title="Studies", title_justify="left", box=None, pad_edge=False)
-        for heading in ("name", "what", "source", "minutes"):
+        for heading in ("name", "what", "source", "data", "minutes"):
             table.add_column(heading, justify="right" if heading == "minutes" else "left")
         for one in STUDIES:
-            table.add_row(one.name, one.title, one.source, f"{one.minutes:g}")
+            table.add_row(one.name, one.title, one.source, " or ".join(one.data), f"{one.minutes:g}")
         console.print(table)
         if name is None and not show_list:
             raise InputError("Name one of these studies.")
@@ -60,8 +62,8 @@ def study(
             settings = Settings.short()
             words = f"labkit study {chosen.name} --smoke"
         else:
-            settings = Settings(data, data_dir, seeds, images, calibration)
-            words = f"labkit study {chosen.name} --data {data} --seeds {seeds} --calibration {calibration}"
+            settings = Settings(chosen.data_called(data), data_dir, seeds, images, calibration)
+            words = f"labkit study {chosen.name} --data {settings.data} --seeds {seeds} --calibration {calibration}"
             words += "" if images is None else f" --images {images}"
         with progress_bars(console) as tell:
             content = run_study(chosen, settings, words, tell)

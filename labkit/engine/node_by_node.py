@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labkit.engine.sequence_nodes import compute_on_sequences
 from labkit.errors import InputError
 from labkit.graph import int_ops
+from labkit.graph.check_sequences import OPERATIONS_ON_SEQUENCES
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.kernels.kernel_set import KernelSet
 
@@ -63,16 +65,16 @@ def enter_node(node: IntNode, given: NDArray[Any], kernels: KernelSet) -> NDArra
     QuantizationError
         Real numbers hold a NaN.
     """
+    if isinstance(node.op, int_ops.Input):
+        return given
     spec, params = node.output.quantized
     result: NDArray[Any]
     if isinstance(node.op, int_ops.Quantize):
         result = kernels["quantize"](given, params, spec)
     elif isinstance(node.op, int_ops.QuantizeByReciprocal):
         result = kernels["quantize_by_reciprocal"](given, params, spec, node.op.zero_point_inside)
-    elif isinstance(node.op, int_ops.QuantizeAwayFromZero):
-        result = kernels["quantize_away_from_zero"](given, params, spec)
     else:
-        result = given
+        result = kernels["quantize_away_from_zero"](given, params, spec)
     return result
 
 
@@ -86,164 +88,78 @@ def compute_node(
     op = node.op
     if is_sequence := arrays[0].ndim == 3 and isinstance(op, _WINDOWED):
         arrays = [array[:, :, None, :] for array in arrays]  # an image of height 1
-    x = arrays[0]
-    specs = [tensor.quantized for tensor in graph.inputs_of(node)]
-    zero_points = [int(params.zero_point) for _, params in specs]
+    x, tensors = arrays[0], graph.inputs_of(node)
+    zero_points = [0 if tensor.is_index else int(tensor.quantized[1].zero_point) for tensor in tensors]
     result: NDArray[np.generic]
-    if isinstance(op, int_ops.Conv2d):
-        result = kernels["conv2d"](
+    if isinstance(op, OPERATIONS_ON_SEQUENCES):
+        return compute_on_sequences(op, arrays, zero_points, kernels)
+    if isinstance(op, int_ops.Conv2d | int_ops.Linear):
+        moved = {label: getattr(op, label) for label in _WINDOW} if isinstance(op, int_ops.Conv2d) else {}
+        result = kernels["conv2d" if moved else "linear"](
             x,
             op.weight.values,
             op.bias,
             input_zero_point=zero_points[0],
             weight_zero_point=op.weight.params.zero_point,
             requantizer=op.requantizer,
-            stride=op.stride,
-            padding=op.padding,
-            dilation=op.dilation,
-            groups=op.groups,
-        )
-    elif isinstance(op, int_ops.Linear):
-        result = kernels["linear"](
-            x,
-            op.weight.values,
-            op.bias,
-            input_zero_point=zero_points[0],
-            weight_zero_point=op.weight.params.zero_point,
-            requantizer=op.requantizer,
+            **moved,
         )
     elif isinstance(op, int_ops.MaxPool2d):
         height, width = (1, node.output.shape[1]) if is_sequence else node.output.shape[1:]
         result = kernels["max_pool2d"](
             x, kernel=op.kernel, stride=op.stride, padding=op.padding, dilation=op.dilation, output_size=(height, width)
         )
-    elif isinstance(op, int_ops.AveragePool2d):
-        result = kernels["average_pool2d"](
-            x,
-            input_zero_point=zero_points[0],
-            kernel=op.kernel,
-            stride=op.stride,
-            padding=op.padding,
-            requantizer=op.requantizer,
-        )
-    elif isinstance(op, int_ops.AdaptiveAveragePool2d):
-        result = kernels["adaptive_average_pool2d"](
-            x, input_zero_point=zero_points[0], output_size=op.output_size, requantizer=op.requantizer
-        )
-    elif isinstance(op, int_ops.Add):
-        result = kernels["add"](
-            x,
-            arrays[1],
-            zero_points=(zero_points[0], zero_points[1]),
-            multipliers=op.multipliers,
-            shift=op.shift,
-            output_zero_point=op.zero_point,
-            clamp=op.clamp,
-        )
-    elif isinstance(op, int_ops.AddFixedPoint):
-        result = kernels["add_fixed_point"](
-            x,
-            arrays[1],
-            zero_points=(zero_points[0], zero_points[1]),
-            rule=op.rule,
-            left_shift=op.left_shift,
-            inputs=op.inputs,
-            output=op.output,
-            subtracts=op.subtracts,
-            output_zero_point=op.zero_point,
-            clamp=op.clamp,
-        )
-    elif isinstance(op, int_ops.AddFloat32):
-        result = kernels["add_float32"](x, arrays[1], multipliers=op.multipliers, addend=op.addend, clamp=op.clamp)
-    elif isinstance(op, int_ops.AddDequantized):
-        result = kernels["add_dequantized"](
-            x,
-            arrays[1],
-            zero_points=(zero_points[0], zero_points[1]),
-            scales=op.scales,
-            reciprocal=op.reciprocal,
-            output_zero_point=op.zero_point,
-            clamp=op.clamp,
-            fused=op.fused,
-        )
-    elif isinstance(op, int_ops.AddAwayFromZero):
-        result = kernels["add_away_from_zero"](
-            x,
-            arrays[1],
-            zero_points=(zero_points[0], zero_points[1]),
-            multipliers=op.multipliers,
-            shift=op.shift,
-            output_zero_point=op.zero_point,
-            clamp=op.clamp,
-        )
-    elif isinstance(op, int_ops.AveragePoolOfValid):
-        result = kernels["average_pool_of_valid"](
-            x, kernel=op.kernel, stride=op.stride, padding=op.padding, clamp=op.clamp, offset=op.offset
-        )
-    elif isinstance(op, int_ops.MeanFloat32):
-        result = kernels["mean_float32"](
-            x, axes=op.axes, multiplier=op.multiplier, addend=op.addend, clamp=op.clamp, offset=op.offset
-        )
-    elif isinstance(op, int_ops.AveragePoolFloat32):
-        result = kernels["average_pool_float32"](
-            x,
-            input_params=specs[0][1],
-            output_params=node.output.quantized[1],
-            kernel=op.kernel,
-            stride=op.stride,
-            padding=op.padding,
-            counts_padding=op.counts_padding,
-            clamp=op.clamp,
-        )
-    elif isinstance(op, int_ops.Lookup):
-        result = kernels["lookup"](x, table=op.table)
-    elif isinstance(op, int_ops.Multiply):
-        result = kernels["multiply"](
-            x, arrays[1], zero_points=(zero_points[0], zero_points[1]), requantizer=op.requantizer
-        )
     elif isinstance(op, int_ops.Concat):
         result = kernels["concat"](arrays, zero_points=zero_points, requantizers=op.requantizers)
-    elif isinstance(op, int_ops.Requantize):
-        result = kernels["requantize"](x, input_zero_point=zero_points[0], requantizer=op.requantizer)
-    elif isinstance(op, int_ops.Flatten):
-        result = kernels["flatten"](x)
     elif isinstance(op, int_ops.Pad):
         result = kernels["pad"](x, padding=op.padding, zero_point=zero_points[0])
-    elif isinstance(op, int_ops.UpsampleNearest2d):
-        result = kernels["upsample_nearest2d"](x, factor=op.factor)
-    elif isinstance(op, int_ops.Reshape):
-        result = kernels["reshape"](x, shape=op.shape)
-    elif isinstance(op, int_ops.Softmax):
-        result = kernels["softmax"](
-            x, axis=op.axis, table=op.table, bits=op.bits, output_zero_point=op.zero_point, clamp=op.clamp
-        )
-    elif isinstance(op, int_ops.SoftmaxFloat32):
-        result = kernels["softmax_float32"](
-            x, axis=op.axis, table=op.table, factor=op.factor, output_zero_point=op.zero_point, clamp=op.clamp
-        )
-    elif isinstance(op, int_ops.SoftmaxFixedPoint):
-        result = kernels["softmax_fixed_point"](
-            x,
-            axis=op.axis,
-            multiplier=op.multiplier,
-            lowest_difference=op.lowest_difference,
-            output_zero_point=op.zero_point,
-            clamp=op.clamp,
-        )
-    elif isinstance(op, int_ops.SoftmaxByReciprocal):
-        result = kernels["softmax_by_reciprocal"](
-            x, axis=op.axis, table=op.table, output_zero_point=op.zero_point, clamp=op.clamp
-        )
-    elif isinstance(op, int_ops.ArgMax):
-        result = kernels["argmax"](x, axis=op.axis, keepdims=op.keepdims)
-    elif isinstance(op, int_ops.Transpose):
-        result = kernels["transpose"](x, axes=op.axes)
-    else:
-        spec, params = specs[0]
+    elif isinstance(op, int_ops.AveragePoolFloat32):
+        ends = {"input_params": tensors[0].quantized[1], "output_params": node.output.quantized[1]}
+        result = kernels["average_pool_float32"](x, **ends, **_parameters(op))
+    elif isinstance(op, int_ops.Dequantize):
+        spec, params = tensors[0].quantized
         result = kernels["dequantize"](x, params, spec)
+    else:
+        kernel, takes = _KERNELS[type(op)]
+        known = {"input_zero_point": zero_points[0], "zero_points": tuple(zero_points)}
+        result = kernels[kernel](*arrays, **{label: known[label] for label in takes}, **_parameters(op))
     if is_sequence and np.ndim(result) == 4 and np.shape(result)[2] == 1:
         result = np.asarray(result)[:, :, 0]
     return result
+
+
+_WINDOW = ("stride", "padding", "dilation", "groups")
+# the kernel of an operation, and which zero points of its inputs it takes; its own fields are the other parameters
+_KERNELS: dict[type[int_ops.IntOp], tuple[str, tuple[str, ...]]] = {
+    int_ops.AveragePool2d: ("average_pool2d", ("input_zero_point",)),
+    int_ops.AdaptiveAveragePool2d: ("adaptive_average_pool2d", ("input_zero_point",)),
+    int_ops.Add: ("add", ("zero_points",)),
+    int_ops.AddFixedPoint: ("add_fixed_point", ("zero_points",)),
+    int_ops.AddFloat32: ("add_float32", ()),
+    int_ops.AddDequantized: ("add_dequantized", ("zero_points",)),
+    int_ops.AddAwayFromZero: ("add_away_from_zero", ("zero_points",)),
+    int_ops.AveragePoolOfValid: ("average_pool_of_valid", ()),
+    int_ops.MeanFloat32: ("mean_float32", ()),
+    int_ops.Multiply: ("multiply", ("zero_points",)),
+    int_ops.Lookup: ("lookup", ()),
+    int_ops.Requantize: ("requantize", ("input_zero_point",)),
+    int_ops.Flatten: ("flatten", ()),
+    int_ops.UpsampleNearest2d: ("upsample_nearest2d", ()),
+    int_ops.Reshape: ("reshape", ()),
+    int_ops.Transpose: ("transpose", ()),
+    int_ops.Softmax: ("softmax", ()),
+    int_ops.SoftmaxFloat32: ("softmax_float32", ()),
+    int_ops.SoftmaxFixedPoint: ("softmax_fixed_point", ()),
+    int_ops.SoftmaxByReciprocal: ("softmax_by_reciprocal", ()),
+    int_ops.ArgMax: ("argmax", ()),
+}
+_RENAMED = {"zero_point": "output_zero_point"}  # of an operation, where its kernel also knows that of the input
+_NOT_TAKEN = ("function",)  # it says what a table holds, for people
+
+
+def _parameters(op: int_ops.IntOp) -> dict[str, Any]:
+    """The fields of ``op`` as its kernel names them."""
+    return {_RENAMED.get(name, name): value for name, value in vars(op).items() if name not in _NOT_TAKEN}
 
 
 def _stored(node: IntNode, result: NDArray[np.generic], images: int) -> NDArray[np.generic]:

@@ -15,6 +15,7 @@ from labkit.arithmetic.windows import common_area
 from labkit.errors import BoundError, ModelError
 from labkit.graph import int_ops
 from labkit.graph.check_runtimes import OPERATIONS_OF_RUNTIMES, check_constant, check_operation_of_runtime
+from labkit.graph.check_sequences import OPERATIONS_ON_SEQUENCES, check_operation_on_sequences
 from labkit.graph.output_shapes import Windowed, output_shape
 from labkit.graph.shapes import window_output
 
@@ -36,6 +37,7 @@ _ARITY: dict[type[int_ops.IntOp], int | None] = {
     int_ops.AddAwayFromZero: 2,
     int_ops.Multiply: 2,
     int_ops.Concat: None,
+    int_ops.MatMul: 2,
 }  # None: any number from one upwards; one where nothing stands here
 _Pool = int_ops.MaxPool2d | int_ops.AveragePoolOfValid | int_ops.AveragePoolFloat32
 LARGEST_TENSOR = 2**28  # numbers an image; a thousand times what the largest usual network needs
@@ -53,6 +55,8 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
     """
     inputs = graph.inputs_of(node)
     arity = _ARITY.get(type(node.op), 1)
+    if isinstance(node.op, int_ops.SoftmaxPolynomial):
+        arity = 2 if len(inputs) == 2 else 1  # with a mask or without
     if (arity is not None and len(inputs) != arity) or (arity is None and not inputs):
         raise ModelError(f"{node.name}: {type(node.op).__name__} takes {arity or 'some'} inputs, got {len(inputs)}.")
     _check_window(node)
@@ -76,6 +80,10 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         inputs[0].quantized  # noqa: B018
         if not node.output.is_index or node.output.spec is not None:
             raise ModelError(f"{node.name}: an ArgMax node puts out an index, not {node.output}.")
+        return
+    if isinstance(node.op, int_ops.Input) and node.output.is_index:
+        if node.output.spec is not None:
+            raise ModelError(f"{node.name}: an index has no grid, but {node.output.spec} is declared.")
         return
     spec, params = node.output.quantized
     if not isinstance(spec.granularity, PerTensor):
@@ -114,6 +122,13 @@ def _check_window(node: IntNode) -> None:
 
 def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
     op = node.op
+    _check_widths(node, inputs)
+    if isinstance(op, OPERATIONS_ON_SEQUENCES):
+        check_operation_on_sequences(node, op, inputs)
+        if isinstance(op, int_ops.Embedding | int_ops.MatMul | int_ops.GeluPolynomial):
+            rows = len(op.weight.values) if isinstance(op, int_ops.Embedding) else None
+            _check_requantizer(node, op.requantizer, rows)
+        return
     spec, params = inputs[0].quantized
     low, high = spec.qmin - int(params.zero_point), spec.qmax - int(params.zero_point)
     if isinstance(op, int_ops.Conv2d | int_ops.Linear):
@@ -159,6 +174,28 @@ def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
         _check_same_scale(node, inputs[0])
     else:
         _check_same_scale(node, inputs[0])
+
+
+_WIDE_IN = (
+    *(int_ops.Add, int_ops.Requantize, int_ops.LayerNorm, int_ops.GeluPolynomial, int_ops.SoftmaxPolynomial),
+    *(int_ops.Flatten, int_ops.Reshape, int_ops.Transpose),
+)
+_WIDE_OUT = (*_WIDE_IN, int_ops.Constant, int_ops.Embedding, int_ops.Conv2d, int_ops.Linear, int_ops.MatMul)
+
+
+def _check_widths(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
+    """Only some operations are exact, and only some have kernels, for 16 bits."""
+    for tensor in inputs:
+        if tensor.spec is not None and tensor.spec.is_wide and not isinstance(node.op, _WIDE_IN):
+            raise ModelError(
+                f"{node.name}: {type(node.op).__name__} takes activations of at most 8 bits, got {tensor.spec.bits}. "
+                f"Requantize its input to 8 bits first."
+            )
+    spec, _ = node.output.quantized
+    if spec.is_wide and not isinstance(node.op, _WIDE_OUT):
+        raise ModelError(
+            f"{node.name}: {type(node.op).__name__} puts out activations of at most 8 bits, not {spec.bits}."
+        )
 
 
 def _check_same_scale(node: IntNode, source: Tensor) -> None:

@@ -21,16 +21,24 @@ __all__ = [
     "AveragePool2d",
     "BatchNorm2d",
     "Concat",
+    "Constant",
     "Conv2d",
+    "Embedding",
     "Flatten",
     "FloatOp",
+    "Gelu",
     "Identity",
     "Input",
+    "InputKind",
+    "LayerNorm",
     "Linear",
+    "MaskedSoftmax",
+    "MatMul",
     "MaxPool2d",
     "Multiply",
     "Pad",
     "Relu",
+    "Rescale",
     "Reshape",
     "Softmax",
     "Transpose",
@@ -48,11 +56,20 @@ class Activation(Enum):
     RELU6 = "relu6"
 
 
+class InputKind(Enum):
+    """What an input holds: real numbers; indices into a table; or a mask, 1 for what takes part and 0 for what does not."""
+
+    REAL = "real"
+    INDEX = "index"
+    MASK = "mask"
+
+
 @dataclass(frozen=True, eq=False)
 class Input:
-    """The network's input, of ``shape`` without the batch axis."""
+    """An input of the network, of ``shape`` without the batch axis."""
 
     shape: tuple[int, ...]
+    kind: InputKind = InputKind.REAL
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,6 +210,59 @@ class ArgMax:
     keepdims: bool
 
 
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """The same real numbers for every image: ``values`` without the batch axis. For sequences the length is the last axis."""
+
+    values: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """Row i of ``weight`` [V, D] for each index i of an input (T,) of kind INDEX: the result is (D, T)."""
+
+    weight: Array
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm:
+    """Each column of (D, T) less its mean, over its standard deviation; then times gamma [D] plus beta [D].
+
+    ``epsilon`` is added to the variance (the integer operation, I-BERT's, leaves it out).
+    """
+
+    gamma: Array
+    beta: Array
+    epsilon: float
+
+
+@dataclass(frozen=True, eq=False)
+class Gelu:
+    """x Phi(x) with the distribution function of the normal distribution, that is x / 2 (1 + erf(x / sqrt(2)))."""
+
+
+@dataclass(frozen=True, eq=False)
+class MatMul:
+    """``factor`` times one matrix product for each index of the first axis: (B, m, k) and (B, k, n) give (B, m, n).
+
+    transpose_a : the first tensor is given as (B, k, m); transpose_b : the second as (B, n, k).
+    """
+
+    transpose_a: bool = False
+    transpose_b: bool = False
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedSoftmax:
+    """A softmax along the last axis in which only elements take part whose mask, the second input (n,) of kind MASK, is 1."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rescale:
+    """The same numbers on a grid of their own, so that one consumer may read eight bits where another reads sixteen."""
+
+
 FloatOp = (
     Input
     | Conv2d
@@ -213,4 +283,11 @@ FloatOp = (
     | UpsampleNearest2d
     | Softmax
     | ArgMax
+    | Constant
+    | Embedding
+    | LayerNorm
+    | Gelu
+    | MatMul
+    | MaskedSoftmax
+    | Rescale
 )

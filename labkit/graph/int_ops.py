@@ -14,6 +14,7 @@ from labkit.arithmetic.affine import QTensor
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.frozen import frozen_array
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
+from labkit.graph.int_ops_sequences import Embedding, GeluPolynomial, LayerNorm, MatMul, SoftmaxPolynomial
 from labkit.graph.shapes import Padding
 
 __all__ = [
@@ -31,11 +32,15 @@ __all__ = [
     "Constant",
     "Conv2d",
     "Dequantize",
+    "Embedding",
     "Flatten",
+    "GeluPolynomial",
     "Input",
     "IntOp",
+    "LayerNorm",
     "Linear",
     "Lookup",
+    "MatMul",
     "MaxPool2d",
     "MeanFloat32",
     "Multiply",
@@ -49,6 +54,7 @@ __all__ = [
     "SoftmaxByReciprocal",
     "SoftmaxFixedPoint",
     "SoftmaxFloat32",
+    "SoftmaxPolynomial",
     "Transpose",
     "UpsampleNearest2d",
 ]
@@ -84,7 +90,7 @@ class QuantizeAwayFromZero:
 class Constant:
     """The same integers for every image: ``values`` in the dtype and the shape of the output, without the batch axis."""
 
-    values: NDArray[np.int8] | NDArray[np.uint8]
+    values: NDArray[np.int8] | NDArray[np.uint8] | NDArray[np.int16]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", frozen_array(self.values))
@@ -92,7 +98,7 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Input:
-    """The border in of a network that takes integers: of ``shape`` (without the batch axis), on the grid of its output."""
+    """The border in of a network that takes integers of ``shape`` (without the batch axis): on its output's grid, or indices."""
 
     shape: tuple[int, ...]
 
@@ -480,4 +486,9 @@ IntOp = (
     | SoftmaxFloat32
     | SoftmaxByReciprocal
     | ArgMax
+    | Embedding
+    | MatMul
+    | SoftmaxPolynomial
+    | GeluPolynomial
+    | LayerNorm
 )

@@ -97,7 +97,7 @@ class FloatGraph:
 class Tensor:
     """What a node of an `IntGraph` puts out: ``shape`` without the batch axis; grid and scale, or None for real float32.
 
-    is_index : int32 positions, without grid and scale (the result of an `int_ops.ArgMax`).
+    is_index : int32 positions, without grid and scale: the result of an `int_ops.ArgMax`, or what an `Embedding` looks up.
     channels_last : the source has the channel axis last: ``shape`` is (C, H, W), and the network takes, returns and traces
         this tensor as (H, W, C).
     """
@@ -115,7 +115,7 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The NumPy type that holds the tensor: int8 or uint8, int32 for an index, float32 for real numbers."""
+        """The NumPy type that holds the tensor: int8, uint8 or int16, int32 for an index, float32 for real numbers."""
         if self.spec is not None:
             return self.spec.dtype
         return np.dtype(np.int32 if self.is_index else np.float32)
@@ -138,7 +138,9 @@ class Tensor:
             The tensor is real, or an index.
         """
         if self.is_index:
-            raise ModelError("The result of an ArgMax is an index: no operation can take it, it can only be an output.")
+            raise ModelError(
+                "An index has no scale: only an Embedding can take it, and the result of an ArgMax can only be an output."
+            )
         if self.spec is None or self.params is None:
             raise ModelError("An integer operation takes the result of a real one: put a Quantize node between them.")
         return self.spec, self.params

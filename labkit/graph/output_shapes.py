@@ -40,6 +40,12 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
     if isinstance(op, int_ops.Constant):
         return tuple(op.values.shape)
     first = inputs[0].shape
+    if isinstance(op, int_ops.Embedding):
+        if len(first) != 1:
+            raise ModelError(f"{node.name}: an Embedding takes one row of indices, got {first}.")
+        return (op.weight.values.shape[-1], first[0])
+    if isinstance(op, int_ops.MatMul):
+        return _product_of_matrices(node, op, first, inputs[1].shape)
     if isinstance(op, int_ops.Flatten):
         return (math.prod(first),)
     if isinstance(op, int_ops.Linear):
@@ -123,6 +129,19 @@ def _product(node: IntNode, a: Shape, b: Shape) -> Shape:
     raise ModelError(
         f"{node.name}: Multiply takes two tensors of one shape, or (C, H, W) and (C, 1, 1), got {a} and {b}."
     )
+
+
+def _product_of_matrices(node: IntNode, op: int_ops.MatMul, a: Shape, b: Shape) -> Shape:
+    if len(a) != 3 or len(b) != 3:
+        raise ModelError(f"{node.name}: MatMul takes two tensors (B, m, k) and (B, k, n), got {a} and {b}.")
+    rows, inner = (a[2], a[1]) if op.transpose_a else a[1:]
+    inner_b, columns = (b[2], b[1]) if op.transpose_b else b[1:]
+    if a[0] != b[0] or inner != inner_b:
+        raise ModelError(
+            f"{node.name}: {a}{' transposed' if op.transpose_a else ''} cannot be multiplied by "
+            f"{b}{' transposed' if op.transpose_b else ''}: the first axes and the inner ones must be alike."
+        )
+    return a[0], rows, columns
 
 
 def _is_gate(gate: Shape, image: Shape) -> bool:

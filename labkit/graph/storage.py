@@ -8,7 +8,8 @@ r"""``.lab`` files: a magic word, a version, a JSON header that describes the gr
                         body, safetensors
 
 Version 2 knows the operations of `SINCE_2` too, version 3 those of `SINCE_3`, version 4 those of `SINCE_4` and the fields that
-say so. A graph is written as the lowest version that knows all of it, so that older labkits read what they can.
+say so, version 5 those of `SINCE_5` and numbers of 16 bits. A graph is written as the lowest version that knows all of it, so
+that older labkits read what they can.
 
 Nothing in a file is executed: the header names classes from a fixed list, and arrays are plain numbers. Weights of four
 bits or fewer are packed two to a byte.
@@ -38,7 +39,7 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 __all__ = ["VERSION", "dumps", "load", "loads", "save"]
 
 MAGIC = b"labkit\0\n"
-VERSION = 4  # the newest that is read
+VERSION = 5  # the newest that is read
 _HEAD = struct.Struct("<8sIQ32s")
 _LARGEST_HEADER = 64 * 2**20
 
@@ -69,6 +70,7 @@ SINCE_4 = (
     "SoftmaxFixedPoint",
     "SoftmaxFloat32",
 )
+SINCE_5 = ("Embedding", "GeluPolynomial", "LayerNorm", "MatMul", "SoftmaxPolynomial")
 
 _CLASSES = {
     cls.__name__: cls
@@ -172,8 +174,10 @@ def loads(data: bytes, name: str = "the data") -> IntGraph:
 def _version_of(graph: IntGraph) -> int:
     """The lowest version that knows every operation of ``graph``."""
     used = {type(node.op).__name__ for node in graph}
-    by_operation = 4 if used & set(SINCE_4) else 3 if used & set(SINCE_3) else 2 if used & set(SINCE_2) else 1
-    return max(by_operation, *(_newest_field(node) for node in graph))
+    since = {5: SINCE_5, 4: SINCE_4, 3: SINCE_3, 2: SINCE_2}
+    by_operation = max((version for version, names in since.items() if used & set(names)), default=1)
+    by_width = 5 if any(node.output.spec is not None and node.output.spec.is_wide for node in graph) else 1
+    return max(by_operation, by_width, *(_newest_field(node) for node in graph))
 
 
 def _newest_field(value: Any) -> int:

@@ -33,6 +33,7 @@ from labkit.kernels.reference_runtimes import (
     softmax_float32,
 )
 from labkit.kernels.reference_torch import add_away_from_zero, add_dequantized, quantize_by_reciprocal
+from labkit.kernels.reference_transformer import batch_matmul, embedding, i_gelu, i_layer_norm, i_softmax
 
 __all__ = [
     "adaptive_average_pool2d",
@@ -45,10 +46,15 @@ __all__ = [
     "average_pool2d",
     "average_pool_float32",
     "average_pool_of_valid",
+    "batch_matmul",
     "concat",
     "conv2d",
     "dequantize",
+    "embedding",
     "flatten",
+    "i_gelu",
+    "i_layer_norm",
+    "i_softmax",
     "linear",
     "lookup",
     "max_pool2d",

@@ -14,6 +14,7 @@ import torch
 from labkit.errors import InputError, QuantizationError
 from labkit.files import write_atomically
 from labkit.frontends.float_run import run_float
+from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
 from labkit.quantization.batches import image_batches
 from labkit.quantization.clipping.lapq import lapq
@@ -178,7 +179,8 @@ def calibrate(
     statistics = {tensor: observer.result() for tensor, observer in observers.items()}
     averages = {tensor: observer.average() for tensor, observer in observers.items()}
     nothing = dict.fromkeys(statistics, (0.0, 0.0))
-    return Calibration(statistics, nothing, ranges, images, {}, averages, counted).with_ranges(ranges)
+    found = Calibration(statistics, nothing, ranges, images, {}, averages, counted).with_ranges(ranges)
+    return replace(found, ranges=_with_room_for_gelu(graph, found.ranges))
 
 
 def choose_ranges(
@@ -231,7 +233,19 @@ def choose_ranges(
         )
         for name in names
     }
-    return replace(calibration, ranges=chosen, method=method, options=options)
+    return replace(calibration, ranges=_with_room_for_gelu(graph, chosen), method=method, options=options)
+
+
+GELU_RANGE = 8.2  # of i-GELU's input at least: with 16 bits its scale is then 2.5e-4, as its product needs (eq. 48)
+
+
+def _with_room_for_gelu(graph: FloatGraph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """``ranges`` by tensor, what a GELU of ``graph`` takes at least -8.2..8.2."""
+    taken = {scale_owner(graph, node.inputs[0]) for node in graph if isinstance(node.op, float_ops.Gelu)}
+    return {
+        name: (min(low, -GELU_RANGE), max(high, GELU_RANGE)) if name in taken else (low, high)
+        for name, (low, high) in ranges.items()
+    }
 
 
 def _lapq_ranges(

@@ -18,27 +18,31 @@ from labkit.arithmetic.affine import (
     quantize,
     quantize_tensor,
 )
-from labkit.arithmetic.fixedpoint import FixedPointMultiplier
-from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.arithmetic.softmax import exponential_table
 from labkit.arithmetic.windows import common_area
-from labkit.errors import BoundError, QuantizationError
+from labkit.errors import BoundError, LabkitError, QuantizationError
 from labkit.graph import float_ops, int_ops
-from labkit.graph.float_ops import Activation
+from labkit.graph.float_ops import Activation, InputKind
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import FloatGraph, FloatNode, IntGraph, IntNode, Tensor
+from labkit.quantization import convert_sequences
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.clipping.weights import DERIVED, weight_ends
 from labkit.quantization.plan import BitPlan, tensor_names
 from labkit.quantization.rounded import RoundedLayer, rounded_digest
 from labkit.quantization.tensors import output_tensor
+from labkit.runtimes.bounds import RealBounds
+from labkit.runtimes.labkit_rules import add, requantizer, scale_of, softmax
 
 __all__ = ["check_plan", "convert", "quantize_bias", "quantize_weight"]
 
 Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 BIAS_LIMIT = 2**30  # half of int32: the other half is left to the products
-_ADD_BITS = 30
+_BOUNDS: dict[Activation, RealBounds] = {
+    Activation.NONE: (None, None),
+    Activation.RELU: (0.0, None),
+    Activation.RELU6: (0.0, 6.0),
+}
 _SMALLEST_SCALE = np.finfo(np.float32).tiny
 
 
@@ -195,7 +199,8 @@ def check_plan(graph: FloatGraph, plan: BitPlan) -> None:
     QuantizationError
         It would be obeyed only in part, or not at all.
     """
-    layers = [node.name for node in graph if isinstance(node.op, float_ops.Conv2d | float_ops.Linear)]
+    weighted = float_ops.Conv2d | float_ops.Linear | float_ops.Embedding
+    layers = [node.name for node in graph if isinstance(node.op, weighted)]
     for kind, table, known in (
         ("weights", plan.weights, layers),
         ("activations", plan.activations, tensor_names(graph)),
@@ -256,7 +261,7 @@ def _operation(
 ) -> IntOp:
     op = node.op
     if isinstance(op, float_ops.Input):
-        return int_ops.Quantize(tuple(op.shape))
+        return (int_ops.Quantize if op.kind is InputKind.REAL else int_ops.Input)(tuple(op.shape))
     if isinstance(op, float_ops.Flatten):
         return int_ops.Flatten()
     if isinstance(op, float_ops.MaxPool2d):
@@ -271,13 +276,41 @@ def _operation(
         return int_ops.UpsampleNearest2d(op.factor)
     if isinstance(op, float_ops.ArgMax):
         return int_ops.ArgMax(op.axis, op.keepdims)
-    if isinstance(op, float_ops.Softmax):
+    try:
+        return _computing(node, inputs, output, plan, rounded, ends)
+    except LabkitError as error:
+        is_named = str(error).startswith((f"{node.name}:", f"{node.name},"))
+        raise error if is_named else type(error)(f"{node.name}: {error}") from error
+
+
+def _computing(
+    node: FloatNode,
+    inputs: list[Tensor],
+    output: Tensor,
+    plan: BitPlan,
+    rounded: RoundedLayer | None,
+    ends: Ends | None,
+) -> IntOp:
+    op, bounds = node.op, _BOUNDS[node.activation]
+    if isinstance(op, float_ops.Constant):
         spec, params = output.quantized
-        table, bits = exponential_table(float(inputs[0].quantized[1].scale)), (spec.qmax + 1).bit_length() - 1
-        return int_ops.Softmax(op.axis, table, bits, int(params.zero_point), (spec.qmin, spec.qmax))
-    clamp = _clamp(node.activation, output)
-    scales = [np.float64(t.quantized[1].scale) for t in inputs]
-    target = np.float64(output.quantized[1].scale)
+        return int_ops.Constant(quantize(op.values, params, spec))
+    if isinstance(op, float_ops.Embedding):
+        empty = tuple(int(row) for row in np.flatnonzero(~op.weight.any(axis=1)))  # of tokens that were never trained
+        spec = plan.weight_spec(node.name)
+        weight = quantize_weight(node.name, op.weight, spec, plan.weight_ranges, empty)
+        return convert_sequences.embedding(weight, output)
+    if isinstance(op, float_ops.MaskedSoftmax):
+        return convert_sequences.masked_softmax(inputs[0], output)
+    if isinstance(op, float_ops.Softmax):
+        return softmax(op.axis, inputs[0], output)
+    if isinstance(op, float_ops.Gelu):
+        return convert_sequences.gelu(inputs[0], output)
+    if isinstance(op, float_ops.LayerNorm):
+        return convert_sequences.layer_norm(op, output)
+    if isinstance(op, float_ops.MatMul):
+        return convert_sequences.matmul(op, inputs, output)
+    scales, target = [scale_of(tensor) for tensor in inputs], scale_of(output)
     if isinstance(op, float_ops.Conv2d | float_ops.Linear):
         if rounded is None:
             spec = plan.weight_spec(node.name)
@@ -286,59 +319,24 @@ def _operation(
         else:
             weight, reals, real_bias = rounded.weight, rounded.weight.dequantized(), rounded.bias
         weight, bias = quantize_bias(node.name, real_bias, reals, weight, np.float32(inputs[0].quantized[1].scale))
-        requantizer = _requantizer(
-            node.name, weight.params.scale.astype(np.float64) * scales[0] / target, output, clamp
-        )
+        to_output = requantizer(weight.params.scale.astype(np.float64) * scales[0] / target, output, bounds)
         if isinstance(op, float_ops.Linear):
-            return int_ops.Linear(weight, bias, requantizer)
-        return int_ops.Conv2d(weight, bias, requantizer, op.stride, op.padding, op.dilation, op.groups)
+            return int_ops.Linear(weight, bias, to_output)
+        return int_ops.Conv2d(weight, bias, to_output, op.stride, op.padding, op.dilation, op.groups)
     if isinstance(op, float_ops.AveragePool2d):
         multiplier = scales[0] / (target * (op.kernel[0] * op.kernel[1]))
-        return int_ops.AveragePool2d(
-            op.kernel, op.stride, op.padding, _requantizer(node.name, multiplier, output, clamp)
-        )
+        return int_ops.AveragePool2d(op.kernel, op.stride, op.padding, requantizer(multiplier, output, bounds))
     if isinstance(op, float_ops.AdaptiveAveragePool2d):
         height, width = (*(1, 1), *inputs[0].shape[1:])[-2:]
         multiplier = scales[0] / (target * common_area(height, width, op.output_size))
-        return int_ops.AdaptiveAveragePool2d(op.output_size, _requantizer(node.name, multiplier, output, clamp))
+        return int_ops.AdaptiveAveragePool2d(op.output_size, requantizer(multiplier, output, bounds))
     if isinstance(op, float_ops.Add):
-        return _add(node.name, scales, target, output, clamp)
+        return add((inputs[0], inputs[1]), output, bounds)
     if isinstance(op, float_ops.Multiply):
-        return int_ops.Multiply(_requantizer(node.name, scales[0] * scales[1] / target, output, clamp))
+        return int_ops.Multiply(requantizer(scales[0] * scales[1] / target, output, bounds))
     if isinstance(op, float_ops.Concat):
-        return int_ops.Concat(tuple(_requantizer(node.name, scale / target, output, clamp) for scale in scales))
+        return int_ops.Concat(tuple(requantizer(scale / target, output, bounds) for scale in scales))
+    if isinstance(op, float_ops.Rescale):
+        return int_ops.Requantize(requantizer(scales[0] / target, output, bounds))
     assert isinstance(op, float_ops.Relu)
-    return int_ops.Requantize(_requantizer(node.name, scales[0] / target, output, _clamp(op.kind, output)))
-
-
-def _requantizer(name: str, multiplier: Any, output: Tensor, clamp: tuple[int, int]) -> Requantizer:
-    try:
-        fixed = FixedPointMultiplier.from_real(multiplier)
-    except QuantizationError as error:
-        raise type(error)(f"{name}: {error}") from error
-    return Requantizer(RoundingRule.SINGLE, fixed, int(output.quantized[1].zero_point), clamp)
-
-
-def _clamp(activation: Activation, output: Tensor) -> tuple[int, int]:
-    """The grid, its lower end raised to real 0 by a ReLU, its upper end lowered to real 6 by a ReLU6 (eq. 10)."""
-    spec, params = output.quantized
-    if activation is Activation.NONE:
-        return spec.qmin, spec.qmax
-    high = int(quantize(6.0, params, spec)) if activation is Activation.RELU6 else spec.qmax
-    return int(params.zero_point), high
-
-
-def _add(
-    name: str, scales: list[np.float64], target: np.float64, output: Tensor, clamp: tuple[int, int]
-) -> int_ops.Add:
-    """Both multipliers over one power of two, the larger with 30 bits (eq. 19)."""
-    ratios = np.array([scale / target for scale in scales])
-    _, exponent = np.frexp(ratios.max())
-    shift = _ADD_BITS - int(exponent)
-    if not 1 <= shift <= 62:
-        raise BoundError(
-            f"{name}: the scales of its inputs and its output are too far apart ({ratios.max():.3g} times). "
-            f"Calibrate on data that resembles the real input."
-        )
-    multipliers = np.floor(np.ldexp(ratios, shift) + 0.5).astype(np.int32)
-    return int_ops.Add(multipliers, shift, int(output.quantized[1].zero_point), clamp)
+    return int_ops.Requantize(requantizer(scales[0] / target, output, _BOUNDS[op.kind]))

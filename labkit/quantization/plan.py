@@ -11,14 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from labkit.arithmetic.affine import PerAxis, PerTensor, QuantSpec
+from labkit.arithmetic.affine import WIDE_BITS, PerAxis, PerTensor, QuantSpec
 from labkit.errors import QuantizationError
 from labkit.files import write_atomically
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
 from labkit.quantization.clipping.weights import WEIGHT_METHODS
 
-__all__ = ["ACTIVATION_SCHEMES", "WEIGHT_RANGES", "BitPlan", "observed_names", "scale_owner", "tensor_names"]
+__all__ = [
+    "ACTIVATION_SCHEMES",
+    "WEIGHT_RANGES",
+    "BitPlan",
+    "observed_names",
+    "scale_owner",
+    "tensor_names",
+    "wide_names",
+]
 
 ACTIVATION_SCHEMES = ("affine", "symmetric")
 WEIGHT_RANGES = WEIGHT_METHODS
@@ -28,23 +36,58 @@ _KEEPS_SCALE = (
     float_ops.ArgMax,  # an index has no scale; it depends on that of its input
 )
 
+_TAKES_WIDE = (float_ops.LayerNorm, float_ops.Gelu, float_ops.MaskedSoftmax)
+
 
 def tensor_names(graph: FloatGraph) -> tuple[str, ...]:
-    """The nodes of a simplified ``graph`` whose results have a range of their own: all but those that only move numbers."""
-    return tuple(node.name for node in graph if not isinstance(node.op, _KEEPS_SCALE))
+    """The nodes of a simplified ``graph`` whose results have a range of their own.
+
+    These are all but those that only move numbers, and but indices and masks.
+    """
+    return tuple(
+        node.name
+        for node in graph
+        if not isinstance(node.op, _KEEPS_SCALE)
+        and not (isinstance(node.op, float_ops.Input) and node.op.kind is not float_ops.InputKind.REAL)
+    )
+
+
+def wide_names(graph: FloatGraph) -> tuple[str, ...]:
+    """Those of `tensor_names` in a simplified ``graph`` that a transformer wants at 16 bits.
+
+    They are what a LayerNorm, a GELU or a masked softmax takes; what is added up for them; and what a LayerNorm or an embedding
+    puts out. A tensor that a convolution, a linear layer or a product takes has 8 bits at most: `passes.narrow_products` gives
+    it a Rescale.
+    """
+    wide: set[str] = set()
+    for node in reversed(graph.nodes):
+        takes = isinstance(node.op, _TAKES_WIDE) or (isinstance(node.op, float_ops.Add) and node.name in wide)
+        if takes:
+            first = node.inputs[:1] if isinstance(node.op, float_ops.MaskedSoftmax) else node.inputs
+            wide |= {scale_owner(graph, name) for name in first}
+        if isinstance(node.op, float_ops.LayerNorm | float_ops.Embedding):
+            wide.add(node.name)
+    narrow = {
+        scale_owner(graph, name)
+        for node in graph
+        if isinstance(node.op, float_ops.Conv2d | float_ops.Linear | float_ops.MatMul)
+        for name in node.inputs
+    }
+    return tuple(name for name in tensor_names(graph) if name in wide and name not in narrow)
 
 
 def observed_names(graph: FloatGraph) -> tuple[str, ...]:
     """Those of `tensor_names` in ``graph`` whose range depends on images: the results of a softmax lie in 0..1."""
-    return tuple(name for name in tensor_names(graph) if not isinstance(graph[name].op, float_ops.Softmax))
+    known = (float_ops.Softmax, float_ops.MaskedSoftmax)
+    return tuple(name for name in tensor_names(graph) if not isinstance(graph[name].op, known))
 
 
 @dataclass(frozen=True)
 class BitPlan:
     """Bits by name, for a simplified `FloatGraph`.
 
-    weights : 1..8 for each convolution and linear layer.
-    activations : 2..8 for each tensor of `tensor_names`.
+    weights : 1..8 for each convolution, linear layer and embedding.
+    activations : 2..8, or 16 between the layers of a transformer, for each tensor of `tensor_names`.
     per_channel : one weight scale for each output channel, or one for the layer.
     activation_scheme : "affine" (unsigned, with a zero point) or "symmetric" (signed, narrow, as in the EE219 lab).
     weight_ranges : one of `WEIGHT_RANGES`, for weights of 2 bits and more that are rounded to nearest: "minmax", or what
@@ -66,7 +109,10 @@ class BitPlan:
         for kind, lowest in (("weights", 1), ("activations", 2)):
             table = dict(getattr(self, kind))
             for name, bits in table.items():
-                if not isinstance(bits, int | np.integer) or isinstance(bits, bool) or not lowest <= bits <= 8:
+                is_whole = isinstance(bits, int | np.integer) and not isinstance(bits, bool)
+                if is_whole and kind == "activations" and bits == WIDE_BITS:
+                    continue
+                if not is_whole or not lowest <= bits <= 8:
                     raise QuantizationError(
                         f"{name}: {kind[:-1]} bits must be an integer in {lowest}..8, got {bits!r}. "
                         f"Choose from {lowest} to 8."
@@ -84,7 +130,9 @@ class BitPlan:
 
     @classmethod
     def uniform(cls, graph: FloatGraph, weights: int = 8, activations: int = 8, **options: Any) -> BitPlan:
-        """The same bits everywhere in a simplified ``graph``, but 8 for the network's inputs and outputs.
+        """The same bits everywhere in a simplified ``graph``, but 8 for the network's inputs and outputs and its embeddings.
+
+        What a transformer wants wide (`wide_names`) has 16 bits.
 
         ``weights`` in 1..8 and ``activations`` in 2..8 are the bits. Images and logits cost next to nothing to keep at
         8 bits and much to coarsen (MPQCO supplement, section 1).
@@ -97,10 +145,12 @@ class BitPlan:
         """
         layers = [n.name for n in graph if isinstance(n.op, float_ops.Conv2d | float_ops.Linear)]
         borders = {*graph.inputs, *(scale_owner(graph, name) for name in graph.outputs)}
-        tensors = tensor_names(graph)
+        tables = [n.name for n in graph if isinstance(n.op, float_ops.Embedding)]
+        tensors, wide = tensor_names(graph), wide_names(graph)
+        narrow = {name: 8 if name in borders and activations in range(2, 9) else activations for name in tensors}
         return cls(
-            dict.fromkeys(layers, weights),
-            {name: 8 if name in borders and activations in range(2, 9) else activations for name in tensors},
+            {**dict.fromkeys(layers, weights), **dict.fromkeys(tables, 8)},
+            {name: WIDE_BITS if name in wide else bits for name, bits in narrow.items()},
             **options,
         )
 
@@ -124,6 +174,8 @@ class BitPlan:
             The plan does not name the tensor.
         """
         bits = _bits(self.activations, tensor, "activations")
+        if bits == WIDE_BITS:
+            return QuantSpec(bits, narrow=True)
         if self.activation_scheme == "affine":
             return QuantSpec(bits, signed=False, symmetric=False)
         return QuantSpec(bits, narrow=True)

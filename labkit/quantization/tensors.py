@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from labkit.arithmetic.affine import QParams, params_from_range
+from labkit.arithmetic.affine import QParams, QuantSpec, params_from_range
 from labkit.errors import QuantizationError
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatNode, Tensor
@@ -45,8 +45,16 @@ def output_tensor(node: FloatNode, inputs: list[Tensor], calibration: Calibratio
         shape = inputs[0].shape
         kept = (1,) if op.keepdims else ()
         return Tensor((*shape[: op.axis], *kept, *shape[op.axis + 1 :]), None, None, is_index=True)
+    if isinstance(op, float_ops.Input) and op.kind is float_ops.InputKind.INDEX:
+        return Tensor(tuple(op.shape), None, None, is_index=True)
+    if isinstance(op, float_ops.Input) and op.kind is float_ops.InputKind.MASK:
+        return Tensor(
+            tuple(op.shape), QuantSpec(8, signed=False), QParams(np.ones((), np.float32), np.zeros((), np.int32))
+        )
     spec = plan.activation_spec(node.name)
-    if isinstance(op, float_ops.Softmax):  # its range is known: 0 and the largest integer stand for 0 and almost 1
+    if isinstance(
+        op, float_ops.Softmax | float_ops.MaskedSoftmax
+    ):  # its range is known: 0 and the largest integer stand for 0 and almost 1
         return Tensor(
             inputs[0].shape, spec, QParams(np.asarray(1 / (spec.qmax + 1), np.float32), np.asarray(0, np.int32))
         )
@@ -67,6 +75,13 @@ def output_tensor(node: FloatNode, inputs: list[Tensor], calibration: Calibratio
         return Tensor((shape[0], *op.output_size[-len(shape) + 1 :]), spec, params)
     if isinstance(op, float_ops.Linear):
         return Tensor((*inputs[0].shape[:-1], op.weight.shape[0]), spec, params)
+    if isinstance(op, float_ops.Constant):
+        return Tensor(tuple(op.values.shape), spec, params)
+    if isinstance(op, float_ops.Embedding):
+        return Tensor((op.weight.shape[1], *inputs[0].shape), spec, params)
+    if isinstance(op, float_ops.MatMul):
+        (heads, *a), b = inputs[0].shape, inputs[1].shape[1:]
+        return Tensor((heads, a[op.transpose_a], b[not op.transpose_b]), spec, params)
     if isinstance(op, float_ops.Concat):
         return Tensor((sum(t.shape[0] for t in inputs), *inputs[0].shape[1:]), spec, params)
     return Tensor(max((t.shape for t in inputs), key=math.prod), spec, params)

@@ -64,6 +64,6 @@ def _clamp(bounds: RealBounds, output: Tensor, rounded: Callable[[Any], int]) ->
         if bound is None:
             ends.append(limit)
             continue
-        quotient = np.clip(np.float32(bound) / params.scale, -1024, 1024)
+        quotient = np.clip(np.float32(bound) / params.scale, -(2**17), 2**17)
         ends.append(int(np.clip(int(params.zero_point) + rounded(quotient), spec.qmin, spec.qmax)))
     return ends[0], ends[1]

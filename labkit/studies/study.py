@@ -32,8 +32,8 @@ Tell = Callable[[str, int, int], None]
 class Settings:
     """How much a study does.
 
-    data : "cifar10" or "mnist5k"
-    data_dir : where CIFAR-10 may lie
+    data : one of the names in the study's `Study.data`
+    data_dir : where the data may lie
     seeds : how often what depends on chance is repeated, with seeds 0, 1, ...; at least 1
     images : test images; None for all
     calibration : training images that ranges and roundings see, without labels
@@ -247,6 +247,7 @@ class Study:
     says : what the document reports, in a sentence or two with its figures
     module : where its function ``run(settings, tell) -> StudyResult`` is; imported when it is run
     minutes : about how long the whole of it takes on two cores
+    data : names of the data that it runs on, its own choice first
     """
 
     name: str
@@ -255,6 +256,20 @@ class Study:
     says: str
     module: str
     minutes: float
+    data: tuple[str, ...] = ("cifar10", "mnist5k")
+
+    def data_called(self, name: str | None) -> str:
+        """``name`` if the study runs on data of that name; where it is None, the study's own choice.
+
+        Raises
+        ------
+        InputError
+            It does not run on these.
+        """
+        if name is not None and name not in self.data:
+            allowed = " or ".join(self.data)
+            raise InputError(f"{self.name} runs on {allowed}, got --data {name}. Leave --data out or say one of these.")
+        return self.data[0] if name is None else name
 
 
 def mean_and_spread(values: tuple[float, ...] | list[float], digits: int = 2) -> str:

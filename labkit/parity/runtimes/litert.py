@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from labkit.errors import InputError, ModelError
 from labkit.frontends.tflite.file import with_every_output
 
-__all__ = ["RESOLVERS", "run_litert"]
+__all__ = ["RESOLVERS", "interpreter_of", "run_litert"]
 
 RESOLVERS: Mapping[str, str] = MappingProxyType(
     {"litert": "BUILTIN_REF", "litert-opt": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "xnnpack": "AUTO"}
@@ -40,10 +40,8 @@ def run_litert(
     ModelError
         LiteRT is not installed, or it refuses the file.
     """
-    if runtime not in RESOLVERS:
-        raise InputError(f"LiteRT runs like {', '.join(RESOLVERS)}; got {runtime!r}.")
     content = file if isinstance(file, bytes) else Path(file).read_bytes()
-    interpreter = _interpreter(with_every_output(content) if tensors else content, runtime)
+    interpreter = interpreter_of(with_every_output(content) if tensors else content, runtime)
     details = interpreter.get_input_details()
     if len(details) != len(inputs):
         raise InputError(f"The file takes {len(details)} inputs, got {len(inputs)}.")
@@ -63,7 +61,18 @@ def run_litert(
     }
 
 
-def _interpreter(content: bytes, runtime: str) -> Any:
+def interpreter_of(content: bytes, runtime: str) -> Any:
+    """LiteRT's interpreter of the TFLite file ``content``, on one thread, with the kernels of ``runtime``, one of `RESOLVERS`.
+
+    Raises
+    ------
+    InputError
+        There is no such runtime.
+    ModelError
+        LiteRT is not installed, or it refuses the file.
+    """
+    if runtime not in RESOLVERS:
+        raise InputError(f"LiteRT runs like {', '.join(RESOLVERS)}; got {runtime!r}.")
     try:
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
     except ImportError as error:

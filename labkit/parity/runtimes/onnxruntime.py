@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from labkit.errors import InputError, ModelError
 from labkit.frontends.onnx.reading import OnnxFile, read_file
 
-__all__ = ["INT8_OPTION", "run_onnxruntime", "shown_tensors", "versions"]
+__all__ = ["INT8_OPTION", "run_onnxruntime", "session_of", "shown_tensors", "versions"]
 
 INT8_OPTION = "session.qdqisint8allowed"
 """The session option that keeps int8 activations of a QDQ file as they are; else they may become uint8, raised by 128."""
@@ -74,28 +74,52 @@ def run_onnxruntime(
         onnxruntime refuses the inputs.
     """
     import onnx
-    import onnxruntime
 
     file = read_file(path)
     names = shown_tensors(file) if every_tensor else tuple(value.name for value in file.outputs)
     model = onnx.load(str(path))
     declared = {value.name for value in model.graph.output}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in declared)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry(INT8_OPTION, "1")
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base that it exports
-        raise ModelError(f"onnxruntime cannot load {path}: {_one_line(error)}") from error
+    session = session_of(model.SerializeToString(), str(path), optimized, keeps_int8=True)
     try:
         results = session.run(list(names), dict(inputs))
     except Exception as error:
         raise InputError(f"onnxruntime cannot run {path}: {_one_line(error)}") from error
     return dict(zip(names, results, strict=True))
+
+
+def session_of(content: bytes, name: str, optimized: bool = True, keeps_int8: bool = False) -> Any:
+    """A session of onnxruntime with an ONNX file, on one thread of the processor.
+
+    Parameters
+    ----------
+    content : the file's bytes
+    name : what to call it in errors
+    optimized : let onnxruntime fuse operations, as it does by default
+    keeps_int8 : set `INT8_OPTION`
+
+    Raises
+    ------
+    ModelError
+        onnxruntime is not installed, or it refuses the file.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ModelError(
+            f"onnxruntime is needed to run an ONNX file ({error}). Install it: pip install 'labkit[parity]'."
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if keeps_int8:
+        options.add_session_config_entry(INT8_OPTION, "1")
+    levels = onnxruntime.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base that it exports
+        raise ModelError(f"onnxruntime cannot load {name}: {_one_line(error)}") from error
 
 
 def _has_vnni() -> bool:

@@ -100,11 +100,10 @@ def _litert(runtime: str, net: IntegerNet, plain: IntGraph, path: Path | None) -
     title, versions = f"LiteRT ({runtime})", _versions("ai-edge-litert")
     if path is not None and path.suffix.lower() == ".tflite":
         return Opened(title, _tflite_file(runtime, net.graph, path.read_bytes()), versions)
-    from labkit.exporters.running import run_tflite
     from labkit.exporters.tflite import tflite_content
-    from labkit.frontends.tflite.file import with_every_output
+    from labkit.parity.runtimes.exported import run_tflite
 
-    content = with_every_output(tflite_content(plain))
+    content = tflite_content(plain)
 
     def run(x: Mapping[str, NDArray[Any]]) -> Arrays:
         return _outside(net.graph, run_tflite(content, net.graph, _inside(net.graph, x), runtime))
@@ -149,7 +148,7 @@ def _onnxruntime(net: IntegerNet, plain: IntGraph, path: Path | None) -> Opened:
         remark = f"ONNX Runtime computes these in float32, where rounding may differ: {', '.join(in_float)}."
         return Opened("ONNX Runtime", _onnx_file(net.graph, path), found, (remark,) if in_float else ())
     from labkit.exporters.onnx import onnx_bytes
-    from labkit.exporters.running import run_onnx
+    from labkit.parity.runtimes.exported import run_onnx
 
     signed = any(node.output.spec is not None and node.output.spec.signed for node in plain)
     style = "qoperator" if signed else "qdq"  # which would raise int8 to uint8, and so change some float32 sums

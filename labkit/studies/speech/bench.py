@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,13 @@ class Reading:
     errors : word error rate, per cent.
     same : share of the strings, per cent, that are read as the float network reads them.
     certificate : of the integer network against PyTorch; None for the float one.
+    cut : share of the features, per cent, that `Bench.limited` cut off.
     """
 
     errors: float
     same: float
     certificate: ParityReport | None = None
+    cut: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +80,12 @@ class Bench:
         graph = quantize(self.module, self.calibration.x, ranges=ranges).graph
         spec, params = next(iter(graph)).output.quantized  # the node that quantizes the features
         low, high = (np.float32((q - int(params.zero_point)) * float(params.scale)) for q in (spec.qmin, spec.qmax))
-        best = _best(self.module, np.clip(self.test.x, low, high))
-        return self._judged(read_greedily(best, frames_out(self.test.frames)))
+        x, frames = self.test.x, self.test.frames
+        said = np.moveaxis(x, 1, 2)[
+            np.arange(x.shape[2]) < frames[:, None]
+        ]  # without the zeros after each string's end
+        reading = self._judged(read_greedily(_best(self.module, np.clip(x, low, high)), frames_out(frames)))
+        return replace(reading, cut=100 * float(np.mean((said < low) | (said > high))))
 
     def integers(
         self, verified: int = 0, ranges: str = "mse", calibration: Strings | None = None, **how: Any

@@ -16,5 +16,6 @@ SPEECH: tuple[Study, ...] = (
         "speaks of at most 0.29 points. Weights of fewer bits compress more than four times with a small loss.",
         "labkit.studies.speech.word_errors",
         50,
+        ("fsdd",),
     ),
 )

@@ -12,10 +12,10 @@ import labkit
 from labkit.arithmetic.affine import QParams, QTensor, QuantSpec
 from labkit.errors import InputError, OutputError, UnsupportedOperation
 from labkit.exporters.onnx import STYLES, onnx_bytes
-from labkit.exporters.running import run_onnx
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph
 from labkit.net import IntegerNet
+from labkit.parity.runtimes.exported import run_onnx
 from labkit.runtimes.rules import as_run_by
 
 onnx = pytest.importorskip("onnx", reason="onnx is not installed (pip install 'labkit[parity]')")

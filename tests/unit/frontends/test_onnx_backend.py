@@ -6,6 +6,7 @@ import re
 import unittest
 import warnings
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,18 @@ def test_every_quantization_test_over_integers_passes(capsys: pytest.CaptureFixt
         print(
             f" [{len(passed)} passed exactly; left out, floats of 8 and 4 bits: {', '.join(sorted(left_out))}] ", end=""
         )
+
+
+def test_the_document_counts_the_tests_that_pass() -> None:
+    text = " ".join((Path(__file__).parents[3] / "docs" / "runtimes.md").read_text("utf-8").split())
+    said = re.search(
+        r"of the node tests of ONNX (\d+\.\d+) itself, all (\d+) on quantization .* pass; the (\d+) on float8", text
+    )
+    assert said is not None
+    if not onnx.__version__.startswith(f"{said[1]}."):
+        pytest.skip(f"the document counts the tests of ONNX {said[1]}, and {onnx.__version__} is installed")
+    about = {name for name, case in cases().items() if is_about_quantization(case)}
+    assert (len(about - SMALL_FLOATS), len(about & SMALL_FLOATS)) == (int(said[2]), int(said[3]))
 
 
 def test_what_is_left_out_are_small_floats() -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import labkit
+from labkit.cli.app import app
 from labkit.data.spoken_tones import spoken_tones
 from labkit.errors import InputError
 from labkit.models.ctc import edits, read_greedily
 from labkit.models.quartznet import Transcriber, frames_out, load_quartznet
 from labkit.models.speech_training import SpeechRecipe, test_strings
+from labkit.studies.registry import find
 from labkit.studies.speech import word_errors
 from labkit.studies.speech.bench import WAYS, Bench, Reading, open_bench, train_bench
 from labkit.studies.speech.word_errors import run
@@ -77,6 +80,13 @@ def test_features_are_cut_off_where_the_integers_end(bench: Bench) -> None:
     heard = read_greedily(best, frames_out(bench.test.frames))
     wanted = 100 * sum(map(edits, heard, bench.test.digits)) / sum(map(len, bench.test.digits))
     assert loud.limited("minmax").errors == pytest.approx(wanted)
+    counts = [
+        (np.count_nonzero((one[:, :end] < low) | (one[:, :end] > high)), one[:, :end].size)
+        for one, end in zip(loud.test.x, loud.test.frames, strict=True)
+    ]
+    outside, features = np.sum(counts, axis=0)
+    assert loud.limited("minmax").cut == pytest.approx(100 * outside / features)
+    assert 0 < bench.limited("mse").cut < loud.limited("mse").cut < 100
 
 
 def _ends(net: labkit.IntegerNet, x: np.ndarray) -> tuple[float, float]:
@@ -165,6 +175,17 @@ def test_ranges_without_speech_have_a_verdict(points: tuple[float, float], agree
 
 def test_a_network_without_a_certificate_proves_nothing() -> None:
     assert verdict({"one": {}}, "integers are those of the emulation").agrees == "no"
+
+
+def test_the_command_takes_spoken_digits(tmp_path: Path) -> None:
+    assert find("speech-quartznet").data_called(None) == "fsdd"
+    listed = CliRunner().invoke(app, ["study", "--list"], env={"COLUMNS": "400"}).output
+    assert re.search(r"speech-quartznet .* fsdd +50\n", listed)
+    given = ["study", "speech-quartznet", "--data", "cifar10", "--out", str(tmp_path)]
+    refused = CliRunner().invoke(app, given).exception
+    assert isinstance(refused, InputError)
+    assert "speech-quartznet runs on fsdd, got --data cifar10" in str(refused)
+    assert not list(tmp_path.iterdir())
 
 
 def test_pictures_are_refused() -> None:

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.errors import InputError, ModelError
 from labkit.exporters.onnx_file import onnx_package
+from labkit.frontends.tflite.file import with_every_output
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, Tensor
+from labkit.parity.runtimes.litert import interpreter_of
+from labkit.parity.runtimes.onnxruntime import session_of
 
-__all__ = ["RESOLVERS", "run_onnx", "run_tflite"]
+__all__ = ["run_onnx", "run_tflite"]
 
 Arrays = Mapping[str, NDArray[Any]]
-RESOLVERS = {"litert": "BUILTIN_REF", "xnnpack": "AUTO", "litert-opt": "BUILTIN_WITHOUT_DEFAULT_DELEGATES"}
-"""The runtimes of LiteRT by the names of `labkit.runtimes.rules.RUNTIMES`, and what each is called there."""
 
 
 def run_onnx(content: bytes, graph: IntGraph, inputs: Arrays, optimised: bool = True) -> dict[str, NDArray[Any]]:
@@ -44,23 +44,12 @@ def run_onnx(content: bytes, graph: IntGraph, inputs: Arrays, optimised: bool = 
         onnx or onnxruntime is not installed.
     """
     onnx = onnx_package()
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ModelError(
-            f"onnxruntime is needed to run an ONNX file ({error}). Install it: pip install 'labkit[parity]'."
-        ) from error
     model = onnx.load_from_string(content)
     values = {value for node in model.graph.node for value in node.output}
     shown = {value.name for value in model.graph.output}
     names = {node.name: name for node in graph if (name := _onnx_value(graph, node.name)) in values}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names.values() if name not in shown)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimised else levels.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(model.SerializeToString(), "the exported file", optimised)
     kinds = {value.name: value.type for value in session.get_inputs()}
     given = {name: _entering(graph[name].output, x, kinds[name] == "tensor(int8)") for name, x in inputs.items()}
     results = session.run(list(names.values()), given)
@@ -76,16 +65,19 @@ def _onnx_value(graph: IntGraph, name: str) -> str:
 def run_tflite(content: bytes, graph: IntGraph, inputs: Arrays, runtime: str = "litert") -> dict[str, NDArray[Any]]:
     """The result of each node of ``graph`` that LiteRT shows.
 
+    What the file puts out comes from the file itself; everything between from one in which every tensor is an output, since
+    LiteRT shows no others.
+
     Parameters
     ----------
     content : the TFLite file of ``graph``
     graph : the network
     inputs : [N, C, H, W] or [N, ...] by input name: real numbers or integers, as the network takes them
-    runtime : one of `RESOLVERS`; XNNPACK keeps to itself what is between its operators, so that only some tensors are right
+    runtime : one of `labkit.parity.runtimes.litert.RESOLVERS`
 
     Returns
     -------
-    arrays by the names of nodes, in the layout (N, C, H, W) and the dtype of the node's tensor; of XNNPACK only the outputs
+    arrays by the names of nodes, in the layout (N, C, H, W) and the dtype of the node's tensor
 
     Raises
     ------
@@ -94,21 +86,14 @@ def run_tflite(content: bytes, graph: IntGraph, inputs: Arrays, runtime: str = "
     ModelError
         LiteRT is not installed.
     """
-    if runtime not in RESOLVERS:
-        raise InputError(f"LiteRT runs a file as one of {', '.join(RESOLVERS)}, got {runtime!r}.")
-    try:
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-    except ImportError as error:
-        raise ModelError(
-            f"LiteRT is needed to run a TFLite file ({error}). Install it: pip install 'labkit[parity]'."
-        ) from error
-    shows_all = runtime == "litert"
-    interpreter = Interpreter(
-        model_content=content,
-        experimental_op_resolver_type=getattr(OpResolverType, RESOLVERS[runtime]),
-        experimental_preserve_all_tensors=shows_all,
-        num_threads=1,
-    )
+    return {
+        **_outputs_of_tflite(with_every_output(content), graph, inputs, runtime),
+        **_outputs_of_tflite(content, graph, inputs, runtime),
+    }
+
+
+def _outputs_of_tflite(content: bytes, graph: IntGraph, inputs: Arrays, runtime: str) -> dict[str, NDArray[Any]]:
+    interpreter = interpreter_of(content, runtime)
     images = len(next(iter(inputs.values())))
     for given in interpreter.get_input_details():
         interpreter.resize_tensor_input(given["index"], (images, *given["shape"][1:]))
@@ -119,8 +104,6 @@ def run_tflite(content: bytes, graph: IntGraph, inputs: Arrays, runtime: str = "
         interpreter.set_tensor(given["index"], np.ascontiguousarray(np.moveaxis(array, 1, -1)))
     interpreter.invoke()
     places = {value["name"]: value["index"] for value in interpreter.get_output_details()}
-    if shows_all:
-        places |= {value["name"]: value["index"] for value in interpreter.get_tensor_details() if value["name"]}
     results = {}
     for node in graph:
         names = (f"{node.name}:integers", f"{node.name}:image", f"{node.name}:last", node.name)
