@@ -74,10 +74,18 @@ def test_bits_may_be_a_numpy_integer(kind: type[np.integer]) -> None:
     assert spec == QuantSpec(8, signed=False)
 
 
-@pytest.mark.parametrize("bits", [0, 9, -1, 2.5, 8.0, True, "8", None])
-def test_bits_outside_1_to_8_are_refused(bits: object) -> None:
-    with pytest.raises(QuantizationError, match=r"bits must be an integer in 1\.\.8, got"):
+@pytest.mark.parametrize("bits", [0, 9, 15, 17, 32, -1, 2.5, 8.0, True, "8", None])
+def test_bits_other_than_1_to_8_and_16_are_refused(bits: object) -> None:
+    with pytest.raises(QuantizationError, match=r"bits must be an integer in 1\.\.8, or 16 for wide activations, got"):
         QuantSpec(bits)  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_are_signed_and_symmetric() -> None:
+    spec = QuantSpec(16, narrow=True)
+    assert (spec.qmin, spec.qmax, spec.dtype, spec.is_wide) == (-32767, 32767, np.dtype(np.int16), True)
+    for wrong in ({"signed": False}, {"symmetric": False}):
+        with pytest.raises(QuantizationError, match="16 bits are signed and symmetric"):
+            QuantSpec(16, **wrong)
 
 
 @pytest.mark.parametrize(("symmetric", "narrow"), [(True, False), (False, True), (False, False)])

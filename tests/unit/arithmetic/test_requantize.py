@@ -375,7 +375,7 @@ def test_a_bias_for_each_channel_may_stand_beside_one_multiplier() -> None:
     assert made.apply(np.full((2, 3, 1, 2), 10))[1, :, 0, 1].tolist() == [5, 6, 3]
 
 
-@pytest.mark.parametrize("clamp", [(5, 4), (-129, 0), (0, 256)])
-def test_a_clamp_that_is_empty_or_outside_8_bits_is_refused(clamp: tuple[int, int]) -> None:
+@pytest.mark.parametrize("clamp", [(5, 4), (-32769, 0), (0, 32768)])
+def test_a_clamp_that_is_empty_or_leaves_16_bits_is_refused(clamp: tuple[int, int]) -> None:
     with pytest.raises(QuantizationError, match="clamp must run upwards"):
         Requantizer(RoundingRule.SINGLE, FixedPointMultiplier.from_real(0.5), 0, clamp)

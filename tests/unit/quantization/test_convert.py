@@ -266,7 +266,7 @@ def test_a_multiplier_out_of_bounds_is_named() -> None:
 def test_scales_too_far_apart_for_an_add_are_named() -> None:
     graph, calibration, plan = _parts(branches())
     ranges = {**calibration.ranges, "add": (0.0, 1e-10)}
-    with pytest.raises(BoundError, match=r"^add: the scales of its inputs and its output are too far apart"):
+    with pytest.raises(BoundError, match=r"^add: The scales of a sum's inputs and its output are too far apart"):
         convert(graph, Calibration(calibration.statistics, ranges, "minmax", 1), plan)
 
 
