@@ -20,6 +20,7 @@ from labkit.models.ctc import edits, read_greedily
 from labkit.models.quartznet import Transcriber, frames_out, load_quartznet
 from labkit.models.speech_training import SpeechRecipe, test_strings
 from labkit.studies.registry import find
+from labkit.studies.run import read_study
 from labkit.studies.speech import word_errors
 from labkit.studies.speech.bench import WAYS, Bench, Reading, open_bench, train_bench
 from labkit.studies.speech.word_errors import run
@@ -191,6 +192,31 @@ def test_the_command_takes_spoken_digits(tmp_path: Path) -> None:
 def test_pictures_are_refused() -> None:
     with pytest.raises(InputError, match="leave --data out or say --data fsdd, got 'mnist5k'"):
         run(Settings("mnist5k"), lambda *_: None)
+
+
+def test_what_the_document_quotes_is_what_the_study_found() -> None:
+    docs = Path(labkit.__file__).parents[1] / "docs"
+    text = " ".join((docs / "speech.md").read_text("utf-8").split())
+    result = read_study(docs / "studies" / "speech-quartznet")
+    networks = [dict(zip(result["tables"][-1]["columns"], row, strict=True)) for row in result["tables"][-1]["rows"]]
+    points = {way: [float(one[way]) - float(one["float"]) for one in networks] for way in WAYS}
+    nicolas = [one for one in networks if one["speaker held out"] == "nicolas"]
+    better, rest = (
+        np.mean([float(one["W8A8"]) - float(one[other]) for one in nicolas])
+        for other in ("float", word_errors._LIMITED)
+    )
+    (cut,) = [row[-1] for row in result["tables"][0]["rows"] if row[0] == "nicolas"]
+    proof = next(one["measured"] for one in result["findings"] if "emulation" in one["claim"])
+    assert f"three seeds make {len(networks)} networks" in text
+    for sentence in (
+        f"never costs more than {max(points['W8A8']):.2f} points",
+        f"is {-np.mean(points['W8A8']):.2f} points better than float",
+        f"nicolas ({better:+.2f} points). {float(cut.split()[0]):.1f} % of his features",
+        f"W8A8 is {rest:+.2f} points from it",
+        f"{np.mean(points['W4A8, nearest']):+.2f} points with rounding to nearest, {np.mean(points['W4A8, best']):+.2f} with the",
+        f"{proof}.",
+    ):
+        assert sentence in text, sentence
 
 
 def test_the_python_of_the_document_runs(capsys: pytest.CaptureFixture[str]) -> None:
