@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from labkit.errors import InputError
 from labkit.graph import int_ops, storage
 from labkit.graph.ir import IntGraph, IntNode
+from labkit.graph.lengths import at_length
 from labkit.kernels.kernel_set import REFERENCE, KernelSet
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ __all__ = ["IntegerNet", "load"]
 # Images run node by node a few at a time, so that memory grows neither with their number nor with their size: 64 of them,
 # or what fits here of their tensors. The largest is counted in int64 besides, some ten times, as the readable tier needs it.
 NODE_BY_NODE_BATCH, NODE_BY_NODE_BYTES, _BESIDE = 64, 1 << 28, 80
+LENGTHS_KEPT = (
+    16  # nets of other lengths that a net keeps for their buffers and packed weights; the longest unused one goes
+)
 
 
 class IntegerNet:
@@ -36,6 +40,7 @@ class IntegerNet:
     def __init__(self, graph: IntGraph) -> None:
         self.graph = graph
         self._prepared: dict[Purpose, Prepared] = {}
+        self._lengths: dict[int, IntegerNet] = {}
 
     def __str__(self) -> str:
         return str(self.graph)
@@ -126,6 +131,28 @@ class IntegerNet:
         from labkit.runtimes.rules import as_run_by
 
         return IntegerNet(as_run_by(self.graph, runtime))
+
+    def at_length(self, length: int) -> IntegerNet:
+        """The same network for sequences of ``length`` tokens, at most as many as it was made for; weights are shared.
+
+        The last few such nets are kept, so that sentences of many lengths do not prepare the engine again and again.
+
+        Raises
+        ------
+        ModelError
+            The inputs are no sequences, or an operation knows the length.
+        InputError
+            The net was made for shorter sequences, or ``length`` is not positive.
+        """
+        if (net := self._lengths.pop(length, None)) is None:
+            graph = at_length(self.graph, length)
+            if graph is self.graph:
+                return self
+            net = IntegerNet(graph)
+        self._lengths[length] = net  # the latest one last
+        if len(self._lengths) > LENGTHS_KEPT:
+            del self._lengths[next(iter(self._lengths))]
+        return net
 
     def checked(self, x: Any) -> dict[str, NDArray[Any]]:
         """``x`` as `run` takes it, checked: arrays [N, ...] by input name, in the layout of the source.

@@ -626,4 +626,5 @@ print(found.refused[0].reason)
 # the clock orders nothing.
 #
 # **The end of the course.** You have built every piece of an integer network and put together one of your own. Networks
-# like yours run in phones, cameras and microphones by the billion. Now you know what they do, down to the last bit.
+# like yours run in phones, cameras and microphones by the billion. Now you know what they do, down to the last bit. (Who
+# wants more: m11 does the same for transformers.)

@@ -96,7 +96,8 @@ class Allocation:
             table = activations
         else:
             table = BitPlan.uniform(graph, activations=activations).activations
-        return BitPlan(self.weights, table, **options)
+        tables = {n: bits for n, bits in BitPlan.uniform(graph).weights.items() if n not in self.layers}  # embeddings
+        return BitPlan({**self.weights, **tables}, table, **options)
 
     def __str__(self) -> str:
         gap = "proven best" if self.gap == 0 else f"at most {self.gap:.3g} ({self.relative_gap:.2%}) above the best"

@@ -21,6 +21,8 @@ __all__ = ["ALL_BITS", "bit_operations", "layer_macs", "weight_bytes", "weight_l
 ALL_BITS = (1, 2, 3, 4, 5, 6, 7, 8)  # the candidates of MPQCO (supplement, section 1)
 _BIAS_BYTES = 4  # int32
 _SCALE_BYTES = 4  # float32
+_NORM_BYTES = 12  # int32 multiplier and int64 addend
+_WIDE_BYTES = 2  # int16
 
 
 def weight_layers(graph: FloatGraph) -> tuple[str, ...]:
@@ -32,7 +34,9 @@ def weight_bytes(graph: FloatGraph, bits: Sequence[int] = ALL_BITS, *, per_chann
     """Bytes that the parameters take: n b / 8 for the n weights of a layer at b bits, as if bits lay end to end.
 
     The fixed part holds what does not depend on the bits: 4 bytes for each bias (int32), where a layer has one, and 4 for
-    each scale (float32), one an output channel or one a layer. Zero points of symmetric weights are 0 and take nothing.
+    each scale (float32), one an output channel or one a layer. Zero points of symmetric weights are 0 and take nothing. Tables
+    of embeddings have 8 bits and a scale a row or one each, whatever the layers have; a layer norm takes 12 bytes a feature, and
+    a constant 2 an element.
 
     Parameters
     ----------
@@ -51,7 +55,7 @@ def weight_bytes(graph: FloatGraph, bits: Sequence[int] = ALL_BITS, *, per_chann
     biases = sum(op.bias.size for op in ops.values() if op.bias is not None)
     scales = sum(op.weight.shape[0] for op in ops.values()) if per_channel else len(ops)
     values = sizes[:, None] * np.asarray(bits, np.float64)[None, :] / 8
-    fixed = _BIAS_BYTES * biases + _SCALE_BYTES * scales
+    fixed = _BIAS_BYTES * biases + _SCALE_BYTES * scales + _other_bytes(graph, per_channel)
     notes = {"weights": int(sizes.sum()), "biases": int(biases), "scales": int(scales)}
     return CostTable(layers, tuple(bits), values, "bytes", "size", float(fixed), notes)
 
@@ -101,6 +105,19 @@ def layer_macs(graph: FloatGraph) -> dict[str, int]:
         name: int(op.weight.size * np.prod(results[name].shape[2:], dtype=np.int64))
         for name, op in _operations(graph).items()
     }
+
+
+def _other_bytes(graph: FloatGraph, per_channel: bool) -> int:
+    """Bytes of the parameters of ``graph`` that no layer multiplies by."""
+    found = 0
+    for node in graph:
+        if isinstance(node.op, float_ops.Embedding):
+            found += node.op.weight.size + _SCALE_BYTES * (len(node.op.weight) if per_channel else 1)
+        elif isinstance(node.op, float_ops.LayerNorm):
+            found += _NORM_BYTES * len(node.op.gamma)
+        elif isinstance(node.op, float_ops.Constant):
+            found += _WIDE_BYTES * node.op.values.size
+    return found
 
 
 def _operations(graph: FloatGraph) -> dict[str, float_ops.Conv2d | float_ops.Linear]:

@@ -60,6 +60,8 @@ def layer_rates(name: str, graph: IntGraph, batch: NDArray[np.float32]) -> list[
 def _kind(node: IntNode) -> str:
     if isinstance(node.op, int_ops.Linear):
         return "linear"
+    if isinstance(node.op, int_ops.MatMul):
+        return "product"
     assert isinstance(node.op, int_ops.Conv2d)
     _, depth, height, width = node.op.weight.values.shape
     if node.op.groups > 1:
@@ -71,6 +73,7 @@ def _kind(node: IntNode) -> str:
 
 
 def _bytes(graph: IntGraph, node: IntNode, images: int) -> int:
-    assert isinstance(node.op, int_ops.Conv2d | int_ops.Linear)
-    moved = sum(int(np.prod(tensor.shape)) for tensor in (*graph.inputs_of(node), node.output))
-    return moved * images + int(node.op.weight.values.size)
+    tensors = (*graph.inputs_of(node), node.output)
+    moved = sum(int(np.prod(tensor.shape)) * tensor.dtype.itemsize for tensor in tensors)
+    weights = node.op.weight.values.size if isinstance(node.op, int_ops.Conv2d | int_ops.Linear) else 0
+    return moved * images + int(weights)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,12 +28,12 @@ _BATCH = 256  # images that are made real numbers at a time
 class Seen:
     """Images to analyse a network on.
 
-    batches : float32 arrays [N, ...], to be gone through once.
+    batches : arrays [N, ...] in the net's own type, a dict of them by input name, or an iterable of these, gone through once.
     count : images in all of them.
     source : which they are, in words.
     """
 
-    batches: Iterable[NDArray[np.float32]]
+    batches: Iterable[NDArray[np.float32]] | NDArray[Any] | dict[str, NDArray[Any]]
     count: int
     source: str
 
@@ -117,18 +117,25 @@ class Wanted:
         return Seen(batches, len(pixels), f"test images of {loaded.name}")
 
 
-def show(console: Console, net: IntegerNet, wanted: Wanted, seen: Seen) -> None:
-    """Analyse ``net`` on the images ``seen`` under a progress bar, print on ``console`` and write what is ``wanted``."""
+def show(console: Console, net: IntegerNet, wanted: Wanted, seen: Seen | None) -> None:
+    """Analyse ``net`` under a progress bar, print on ``console`` and write what is ``wanted``.
+
+    ``seen`` are the images to run, or None for what holds for all of them.
+    """
     import json
 
     from labkit.cli.progress import progress_bars
     from labkit.files import write_atomically
     from labkit.reporting.accumulators.analyse import analyse
-    from labkit.reporting.accumulators.tables import analysis_tables
+    from labkit.reporting.accumulators.tables import analysis_tables, ledger_table
 
-    with progress_bars(console) as tell:
-        found = analyse(net, seen.batches, seen.source, lambda done: tell("Analyse", done, seen.count))
+    if seen is None:
+        found = analyse(net)
+    else:
+        with progress_bars(console) as tell:
+            found = analyse(net, seen.batches, seen.source, lambda done: tell("Analyse", done, seen.count))
     console.print(analysis_tables(found))
+    console.print(ledger_table(found))
     if wanted.json_file is not None:
         write_atomically(wanted.json_file, json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n")
     if wanted.plot_file is not None:

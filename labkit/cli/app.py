@@ -8,6 +8,7 @@ import typer
 
 from labkit.cli import (
     accuracy,
+    analyse_net,
     bench,
     card,
     check,
@@ -59,6 +60,7 @@ app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
 app.command("verify")(verify.verify)
 app.command("accuracy")(accuracy.accuracy)
+app.command("analyse")(analyse_net.analyse)
 app.command("bench")(bench.bench)
 app.command("export")(export.export)
 app.command("card")(card.card)

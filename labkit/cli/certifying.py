@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from labkit.errors import DataError, InputError
 
 if TYPE_CHECKING:
-    from labkit.graph.ir import IntNode
     from labkit.net import IntegerNet
 
 __all__ = ["Inputs", "inputs_for"]
@@ -43,27 +42,30 @@ class Inputs:
 def inputs_for(net: IntegerNet, given: Path | None, count: int, seed: int, data_dir: Path | None) -> Inputs:
     """``count`` images from the file ``given``; else as many random ones drawn with ``seed``, and those that the notes name.
 
-    Random integers are drawn from the whole grid. Where the net takes real numbers they are those for which such integers
-    stand, half of them moved by half a step, which is a tie at the border.
+    The file of a net with several inputs is an ``.npz`` file with an array for each, by name. Random ones are those of
+    `random_inputs`.
 
     Raises
     ------
     InputError
-        The file does not fit the net, or the net takes several inputs.
+        The file does not fit the net.
     """
-    from labkit.cli.sources import read_array
+    from labkit.cli.sources import read_arrays
+    from labkit.parity.random_inputs import random_inputs
 
     graph = net.graph
     if given is not None:
-        if len(graph.inputs) > 1:
-            raise InputError(
-                f"The net takes the inputs {', '.join(graph.inputs)}: one file cannot hold them. Leave out --input."
-            )
-        array = read_array(given)[:count]
-        return _of(net, f"{given.name}", {graph.inputs[0]: array})
-    rng = np.random.default_rng(seed)
-    arrays = {name: _random(graph[name], rng, count) for name in graph.inputs}
-    title = f"{count} random images, seed {seed}"
+        held = read_arrays(given)
+        if not isinstance(held, dict):
+            if len(graph.inputs) > 1:
+                raise InputError(
+                    f"The net takes the inputs {', '.join(graph.inputs)}, and {given.name} holds one array. Give an .npz file "
+                    f"that numpy.savez wrote, with an array for each by name, or leave out --input for random ones."
+                )
+            held = {graph.inputs[0]: held}
+        return _of(net, f"{given.name}", {name: array[:count] for name, array in held.items()})
+    arrays = random_inputs(graph, count, np.random.default_rng(seed))
+    title = f"{count} random {_things(net)}, seed {seed}"
     noted = _noted(net, count, data_dir)
     if noted is not None:
         (name,) = graph.inputs
@@ -77,16 +79,8 @@ def _of(net: IntegerNet, title: str, arrays: Arrays) -> Inputs:
     return Inputs(title, len(next(iter(arrays.values()))), arrays)
 
 
-def _random(node: IntNode, rng: np.random.Generator, count: int) -> NDArray[Any]:
-    from labkit.graph import int_ops
-
-    spec, params = node.output.quantized
-    integers = rng.integers(spec.qmin, spec.qmax + 1, (count, *node.output.source_shape))
-    if isinstance(node.op, int_ops.Input):
-        return integers.astype(spec.dtype)
-    halves = rng.integers(0, 2, integers.shape) * np.float32(0.5)
-    steps = (integers - int(params.zero_point)).astype(np.float32) + halves
-    return np.asarray(steps * np.float32(params.scale), np.float32)
+def _things(net: IntegerNet) -> str:
+    return "sequences" if any(net.graph[name].output.is_index for name in net.graph.inputs) else "images"
 
 
 def _noted(net: IntegerNet, count: int, data_dir: Path | None) -> NDArray[np.float32] | None:

@@ -252,6 +252,6 @@ def read_arrays(path: Path) -> Any:
             arrays = {name: held[name] for name in held.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
         raise InputError(f"Cannot read {path}: {error}. Give an .npz file that numpy.savez wrote.") from error
-    if not arrays or any(array.dtype.kind not in "fiu" or not array.ndim for array in arrays.values()):
+    if not arrays or any(array.dtype.kind not in "fiub" or not array.ndim for array in arrays.values()):
         raise InputError(f"{path} does not hold arrays of numbers. Give an .npz file that numpy.savez wrote.")
     return arrays

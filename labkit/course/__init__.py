@@ -1,4 +1,4 @@
-"""The course: eleven notebook modules whose tasks check themselves, and how they are made and proved.
+"""The course: twelve notebook modules whose tasks check themselves, and how they are made and proved.
 
 In a notebook: ``from labkit.course import check``, then ``check("m02.q1")``.
 """

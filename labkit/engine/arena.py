@@ -19,12 +19,12 @@ from labkit.engine.memory import slot_bytes
 from labkit.engine.plan import TABLES, Buffer, Entry, Exit, Prepared
 from labkit.graph.costs import costs
 from labkit.kernels.fast.conv import BLOCK
-from labkit.kernels.fast.elementwise import dequantize, give_integers
+from labkit.kernels.fast.elementwise import dequantize, dequantize_rows, give_integers, give_rows
 from labkit.kernels.fast.packing import aligned_zeros
 from labkit.kernels.jit import entry_point
 from labkit.kernels.program import Call, make_program
 
-__all__ = ["Arena", "Port", "arena_for", "chunk_of"]
+__all__ = ["Arena", "Port", "arena_for", "chunk_of", "exit_call"]
 
 _of_this_thread = threading.local()
 
@@ -108,13 +108,8 @@ class Arena:
         return Call(entry.node.name, entry.kernel, (arguments,) * self._threads, self._parts(0, image.nbytes))
 
     def _exit(self, way: Exit) -> Call:
-        image, buffer = np.empty((1, *way.place.image), way.dtype), self.buffers[way.place.buffer]
-        name, parts, corner = way.node.name, self._parts(0, image.nbytes), way.place.corner
-        if way.scale is None:
-            above = np.array([way.zero_point], np.int64)
-            return Call(name, give_integers, ((buffer, image, above, corner),) * self._threads, parts)
-        arguments = (buffer, image, np.array([way.scale]), way.place.zero, corner)
-        return Call(name, dequantize, (arguments,) * self._threads, parts)
+        kernel, arguments = exit_call(way, self.buffers[way.place.buffer], np.empty((1, *way.place.image), way.dtype))
+        return Call(way.node.name, kernel, (arguments,) * self._threads, self._parts(0, arguments[1].nbytes))
 
     def _port(self, call: Call, at: int, argument: int) -> Port:
         return Port(call.name, self.program.data_word(at, argument), call.arguments[0][argument].nbytes)
@@ -126,6 +121,22 @@ class Arena:
             (c.name, entry_point(c.kernel, (0, 1, self.capacity, *c.arguments[0])), (0, 1), c.arguments[0])
             for c in self._steps
         ]
+
+
+def exit_call(way: Exit, buffer: NDArray[Any], images: NDArray[Any]) -> tuple[Callable[..., int], tuple[Any, ...]]:
+    """The kernel that reads the result of ``way`` from ``buffer`` to ``images``, and its arguments after the number of images."""
+    place = way.place
+    where: Any = place.corner
+    if place.strides is not None:
+        by_channel, by_row, by_column = place.strides
+        assert by_column == 1
+        where = (by_channel, by_row)
+    kernel: Any
+    if way.scale is None:
+        kernel = give_integers if place.strides is None else give_rows
+        return kernel, (buffer, images, np.array([way.zero_point], np.int64), where)
+    kernel = dequantize if place.strides is None else dequantize_rows
+    return kernel, (buffer, images, np.array([way.scale]), place.zero, where)
 
 
 def _lay(buffer: Buffer, memory: NDArray[np.uint8], capacity: int) -> NDArray[Any]:

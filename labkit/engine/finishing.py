@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labkit.arithmetic.affine import QuantSpec
-from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.requantize import Requantizer
 from labkit.engine.plan import Buffer, Place, Plan, Step
+from labkit.engine.weights import facts_of
 from labkit.errors import BoundError
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
@@ -42,7 +42,7 @@ __all__ = [
     "windows_of",
 ]
 
-_LARGEST_ACTIVATION = np.array([255])  # in magnitude, zero point subtracted
+_LARGEST_ACTIVATION = np.array([255])  # of eight bits, in magnitude, zero point subtracted
 
 
 def windows_of(x: Place, y: Place, stride: tuple[int, int], padding: Padding) -> Windows:
@@ -68,12 +68,12 @@ def itemsize(plan: Plan, x: Place) -> int:
     return np.dtype(plan.buffers[x.buffer].dtype).itemsize
 
 
-def bias_of(op: int_ops.Conv2d | int_ops.Linear, x: Place, weights: NDArray[np.integer]) -> NDArray[np.int32]:
+def bias_of(op: int_ops.Conv2d | int_ops.Linear, x: Place) -> NDArray[np.int32]:
     """The bias of ``op`` less what the sums hold too much where 0 is stored as ``x.zero``.
 
-    ``weights`` [O, ...] are centred. int32 [O] modulo 2**32, as the sums are.
+    int32 [O] modulo 2**32, as the sums are.
     """
-    surplus = x.zero * weights.astype(np.int64).reshape(weights.shape[0], -1).sum(axis=1)
+    surplus = x.zero * facts_of(op.weight).sums
     return np.asarray(op.bias.astype(np.int64) - surplus).astype(np.int32)
 
 
@@ -110,6 +110,9 @@ def stored(plan: Plan, name: str, place: Place, integers: NDArray[np.integer]) -
 def offsets_of(plan: Plan, place: Place, shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Where each element of the tensor of ``shape`` at ``place`` of ``plan`` lies in the memory of one image: `move.offsets`."""
     height, width, lanes = plan.buffers[place.buffer].shape
+    if place.strides is not None:
+        by_axis = [step * np.arange(size) for step, size in zip(place.strides, place.image, strict=True)]
+        return (by_axis[0][:, None, None] + by_axis[1][:, None] + by_axis[2]).reshape(shape)
     return move.offsets((height, width, lanes), place.image, place.corner, shape)
 
 
@@ -119,11 +122,13 @@ def stored_clamp(requantizer: Requantizer, zero: int) -> tuple[int, int]:
     return int(low - requantizer.zero_point) + zero, int(high - requantizer.zero_point) + zero
 
 
-def finishes_in_registers(plan: Plan, node: IntNode, weights: NDArray[np.integer]) -> bool:
-    """Whether a tile can requantize the sums of integer ``weights`` [O, ...] and the bias of ``node`` in ``plan`` itself."""
+def finishes_in_registers(plan: Plan, node: IntNode) -> bool:
+    """Whether a tile can requantize the sums of the weights and the bias of ``node`` in ``plan`` itself (eq. 9)."""
     op = node.op
     assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
-    return epilogue_fits(op.requantizer, accumulator_bound(weights, *centred_grid(plan, node.inputs[0]), op.bias))
+    low, high = centred_grid(plan, node.inputs[0])
+    bound = facts_of(op.weight).magnitudes * max(abs(low), abs(high)) + np.abs(op.bias.astype(np.int64))
+    return epilogue_fits(op.requantizer, bound)
 
 
 def requantize_sums(plan: Plan, node: IntNode, sums: int, requantizer: Requantizer, bias: NDArray[np.int32]) -> None:
@@ -140,20 +145,21 @@ def requantize_activations(plan: Plan, node: IntNode, index: int, requantizer: R
     """Add to ``plan`` the pass that brings input ``index`` of ``node``, by ``requantizer``, to the place of ``node``.
 
     ``into_channel`` is the first channel that is written. What vectors do not serve is looked up: an activation has at most
-    256 integers. A rule that would leave int32 for some of them has a pass that counts those.
+    256 integers, or 65,536. A rule that would leave int32 for some of them has a pass that counts those.
     """
     x, y = plan.source(node, index), plan.places[node.name]
     patch = patch_of(x, y)._replace(into_channel=into_channel)
     bias = np.full(x.image[0], -x.zero, np.int32)
     lanes_left = plan.buffers[y.buffer].shape[2] - into_channel
-    if rounded_up(patch.channels) <= lanes_left and epilogue_fits(requantizer, _LARGEST_ACTIVATION):
+    low, high = centred_grid(plan, node.inputs[index])
+    largest = np.maximum(_LARGEST_ACTIVATION, max(-low, high))
+    if rounded_up(patch.channels) <= lanes_left and epilogue_fits(requantizer, largest):
         epilogue = pack_epilogue(bias, requantizer, offset=y.zero)
         constants = (epilogue, stored_clamp(requantizer, y.zero), patch)
         plan.steps.append(
             Step(node.name, REQUANTIZE_VECTORS[finish_rule(requantizer)], (x.buffer, y.buffer), constants)
         )
         return
-    low, high = centred_grid(plan, node.inputs[index])
     try:
         results = requantizer.apply(np.arange(low, high + 1))
     except BoundError:

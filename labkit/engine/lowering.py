@@ -6,6 +6,7 @@ import numpy as np
 
 from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.finishing import (
+    centred_grid,
     patch_of,
     requantize_activations,
     requantize_sums,
@@ -61,7 +62,8 @@ def _(op: int_ops.Add, plan: Plan, node: IntNode) -> None:
     clamp = (int(op.clamp[0]) - op.zero_point, int(op.clamp[1]) - op.zero_point)
     buffers, zeros = (a.buffer, b.buffer, y.buffer), (a.zero, b.zero, y.zero)
     rest = (clamp, zeros, b.corner, patch_of(a, y))
-    split = elementwise.split_multipliers(op.multipliers, int(op.shift))
+    largest = [max(-low, high) for low, high in (centred_grid(plan, name) for name in node.inputs)]
+    split = elementwise.split_multipliers(op.multipliers, int(op.shift), largest)
     if split is not None:
         plan.steps.append(Step(node.name, elementwise.add_vectors, buffers, (*split, *rest)))
         return

@@ -13,6 +13,7 @@ from labkit.arithmetic.requantize import RoundingRule
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.engine.dispatch import lower_op
 from labkit.engine.finishing import centred_grid, offsets_of, requantize_sums
+from labkit.engine.lowering_sequences import splits_channels
 from labkit.engine.plan import Buffer, Place, Plan, Step, as_image
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
@@ -72,13 +73,26 @@ def _(op: int_ops.Reshape, plan: Plan, node: IntNode) -> None:
     if image == x.image and _has_room(plan, node, x, image, x.corner):  # only its name changes
         plan.places[node.name] = Place(x.buffer, image, x.corner, x.zero)
         return
+    shapes = plan.graph[node.inputs[0]].output.shape, node.output.shape
+    if (
+        splits_channels(*shapes)
+        and x.strides is None
+        and plan.all_consumers_are(node, int_ops.MatMul, int_ops.Dequantize)
+    ):
+        plan.places[node.name] = x  # a product of matrices finds its way in it
+        return
     _move(plan, node, offsets_of(plan, x, node.output.shape))
 
 
 @lower_op.register
 def _(op: int_ops.Transpose, plan: Plan, node: IntNode) -> None:
-    shape = plan.graph[node.inputs[0]].output.shape
-    _move(plan, node, offsets_of(plan, plan.source(node), shape).transpose(op.axes))
+    shape, x = plan.graph[node.inputs[0]].output.shape, plan.source(node)
+    is_at_start = x.corner == (0, 0) and x.strides is None
+    if len(shape) == 2 and op.axes == (1, 0) and is_at_start and plan.all_consumers_are(node, int_ops.Dequantize):
+        lanes = plan.buffers[x.buffer].shape[2]  # only `run` reads it
+        plan.places[node.name] = Place(x.buffer, as_image(node.output), x.corner, x.zero, (lanes, 0, 1))
+        return
+    _move(plan, node, offsets_of(plan, x, shape).transpose(op.axes))
 
 
 @lower_op.register

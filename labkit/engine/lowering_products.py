@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from labkit.engine.finishing import (
 )
 from labkit.engine.plan import TABLES, Buffer, Place, Plan, Route, Step
 from labkit.engine.products import add_product
-from labkit.engine.storage import centred_weights, dot_of
+from labkit.engine.storage import dot_of
+from labkit.engine.weights import centred, packed_once
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.kernels.fast import conv3x3, direct, winograd
@@ -35,6 +37,7 @@ from labkit.kernels.fast.packing import (
     channels_first_order,
     fits_int8,
     pack_epilogue,
+    pack_panels,
     pack_taps,
 )
 from labkit.kernels.fast.tile import LONGEST_NIBBLE_RUN, Dot, Registers
@@ -51,22 +54,27 @@ _MANY_TILES = 64  # 512-bit products of nibbles take so little time that F4 only
 @lower_op.register
 def _(op: int_ops.Conv2d, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
-    weights = centred_weights(op)
     windows = windows_of(x, y, op.stride, op.padding)
-    kernel = (weights.shape[2], weights.shape[3])
+    outputs, _, *kernel = op.weight.values.shape
     if op.groups > 1:
-        _grouped(plan, node, x, y, weights, windows)
+        _grouped(plan, node, x, y, centred(op.weight), windows)
         return
-    transform = _transform_for(plan, node, x, y, weights)
-    if transform is not None:
-        _winograd(plan, node, x, y, weights, transform, windows)
-        return
+    if kernel == [3, 3]:
+        weights = centred(op.weight)
+        transform = _transform_for(plan, node, x, y, weights)
+        if transform is not None:
+            _winograd(plan, node, x, y, weights, transform, windows)
+            return
     _, buffer_w, lanes = plan.buffers[x.buffer].shape
     pixel = lanes * itemsize(plan, x)
-    runs = byte_offsets(kernel, op.dilation, buffer_w * pixel, pixel)
-    filled = np.zeros((weights.shape[0], *kernel, lanes), weights.dtype)
-    filled[..., : x.image[0]] = weights.transpose(0, 2, 3, 1)
-    _multiply(plan, node, x, y, filled.reshape(weights.shape[0], len(runs), -1), runs, windows)
+    runs = byte_offsets((kernel[0], kernel[1]), op.dilation, buffer_w * pixel, pixel)
+
+    def in_order() -> NDArray[np.int16]:
+        filled = np.zeros((outputs, *kernel, lanes), np.int16)
+        filled[..., : x.image[0]] = centred(op.weight).transpose(0, 2, 3, 1)
+        return filled.reshape(outputs, len(runs), -1)
+
+    _multiply(plan, node, x, y, in_order, (lanes, len(runs)), runs, windows)
 
 
 @lower_op.register
@@ -76,9 +84,12 @@ def _(op: int_ops.Linear, plan: Plan, node: IntNode) -> None:
     x, y = plan.source(node), plan.new_place(node)
     height, width, lanes = plan.buffers[x.buffer].shape
     stored = (height, width, lanes, *x.corner)
-    weights = channels_first_order(centred_weights(op), x.image, stored)
     windows = Windows(1, 1, 1, 1, 0, 0, *y.corner)
-    _multiply(plan, node, x, y, weights[:, None, :], np.zeros(1, np.int64), windows)
+
+    def in_order() -> NDArray[np.integer]:
+        return channels_first_order(centred(op.weight), x.image, stored)[:, None, :]
+
+    _multiply(plan, node, x, y, in_order, (x.image, stored), np.zeros(1, np.int64), windows)
 
 
 def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.int16], windows: Windows) -> None:
@@ -92,12 +103,12 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
         packed = np.ascontiguousarray(weights.transpose(0, 2, 3, 1), np.int8 if fits_int8(weights) else np.int16)
         plain = (packed, op.groups, direct.Taps(*kernel, *op.dilation), into_sums)
         plan.steps.append(Step(node.name, direct.grouped_sums, (x.buffer, sums), plain))
-        requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x, weights))
+        requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x))
         return
     if _goes_by_rows(plan, node, x, weights):
         dot = Dot.QUADS_VNNI if Dot.QUADS_VNNI in plan.dots else Dot.QUADS
         width = tile_width(windows.width)
-        epilogue = pack_epilogue(bias_of(op, x, weights), op.requantizer, CHANNELS, y.zero)
+        epilogue = pack_epilogue(bias_of(op, x), op.requantizer, CHANNELS, y.zero)
         by_rows = (pack_rows(weights[:, 0]), epilogue, op.dilation[0], stored_clamp(op.requantizer, y.zero), windows)
         row_kernel = depthwise_rows_kernel(dot, width, op.stride[1], finish_rule(op.requantizer))
         plan.steps.append(Step(node.name, row_kernel, (x.buffer, y.buffer), by_rows))
@@ -106,15 +117,15 @@ def _grouped(plan: Plan, node: IntNode, x: Place, y: Place, weights: NDArray[np.
     pixel = lanes * itemsize(plan, x)
     taps = tap_offsets(kernel, op.dilation, buffer_w * pixel, pixel)
     panels = pack_taps(weights.reshape(weights.shape[0], -1))
-    if finishes_in_registers(plan, node, weights):
-        epilogue = pack_epilogue(bias_of(op, x, weights), op.requantizer, offset=y.zero)
+    if finishes_in_registers(plan, node):
+        epilogue = pack_epilogue(bias_of(op, x), op.requantizer, offset=y.zero)
         fused = (panels, epilogue, taps, stored_clamp(op.requantizer, y.zero), windows)
         plan.steps.append(Step(node.name, DEPTHWISE[finish_rule(op.requantizer)], (x.buffer, y.buffer, TABLES), fused))
         return
     sums = sums_buffer(plan, y)
     constants = (panels, NO_EPILOGUE, taps, (0, 0), into_sums)
     plan.steps.append(Step(node.name, DEPTHWISE_SUMS, (x.buffer, sums, TABLES), constants))
-    requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x, weights))
+    requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x))
 
 
 def _goes_by_rows(plan: Plan, node: IntNode, x: Place, weights: NDArray[np.int16]) -> bool:
@@ -129,7 +140,7 @@ def _goes_by_rows(plan: Plan, node: IntNode, x: Place, weights: NDArray[np.int16
         and op.dilation[1] == 1
         and op.stride[1] <= 2
         and fits_int8(weights)
-        and finishes_in_registers(plan, node, weights)
+        and finishes_in_registers(plan, node)
     )
 
 
@@ -138,25 +149,32 @@ def _multiply(
     node: IntNode,
     x: Place,
     y: Place,
-    weights: NDArray[np.integer],
+    in_order: Callable[[], NDArray[np.integer]],
+    order: Hashable,
     runs: NDArray[np.int64],
     windows: Windows,
 ) -> None:
-    """The tile over ``weights`` [O, runs, run length], finished in registers where the rule and the bounds allow it."""
+    """The tile over the weights, finished in registers where the rule and the bounds allow it.
+
+    ``in_order`` makes them [O, runs, run length]; it is the same for the same tensor and ``order``.
+    """
     op = node.op
     assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
     dot = _dot(plan, node, x)
-    bias = bias_of(op, x, weights)
+    bias = bias_of(op, x)
     if dot.sums_int16:
-        weights, runs = _in_short_runs(weights, runs)
-    if finishes_in_registers(plan, node, weights):
+        weights, runs = _in_short_runs(in_order(), runs)
+        panels = packed_once(op.weight, (order, dot.group, True), lambda: pack_panels(weights, dot.group))
+    else:
+        panels = packed_once(op.weight, (order, dot.group, False), lambda: pack_panels(in_order(), dot.group))
+    if finishes_in_registers(plan, node):
         epilogue = pack_epilogue(bias, op.requantizer, plan.registers.lanes, y.zero)
         rest: tuple[Any, ...] = (epilogue, runs, stored_clamp(op.requantizer, y.zero), windows)
-        add_product(plan, node, (x.buffer, y.buffer), dot, weights, finish_rule(op.requantizer), rest)
+        add_product(plan, node, (x.buffer, y.buffer), dot, panels, finish_rule(op.requantizer), rest)
         return
     sums = sums_buffer(plan, y)
     rest = (NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
-    add_product(plan, node, (x.buffer, sums), dot, weights, None, rest)
+    add_product(plan, node, (x.buffer, sums), dot, panels, None, rest)
     requantize_sums(plan, node, sums, op.requantizer, bias)
 
 
@@ -248,8 +266,8 @@ def _winograd(
     patches, planes = Buffer(patch_shape, np.int16, False), Buffer(sums_shape, np.int32, False)
     scratch = (plan.add_buffer(patches), plan.add_buffer(planes), TABLES)
     at_once = conv3x3.tiles_at_once(transform, lanes)
-    if finishes_in_registers(plan, node, weights):
-        epilogue = pack_epilogue(bias_of(op, x, weights), op.requantizer, plan.registers.lanes, y.zero)
+    if finishes_in_registers(plan, node):
+        epilogue = pack_epilogue(bias_of(op, x), op.requantizer, plan.registers.lanes, y.zero)
         constants = (panels, epilogue, stored_clamp(op.requantizer, y.zero), at_once, windows)
         kernel = conv3x3.conv3x3_kernel(plan.registers, transform, finish_rule(op.requantizer))
         plan.steps.append(Step(node.name, kernel, (x.buffer, y.buffer, *scratch), constants))
@@ -258,4 +276,4 @@ def _winograd(
     constants = (panels, NO_EPILOGUE, (0, 0), at_once, windows._replace(into_top=0, into_left=0))
     kernel = conv3x3.conv3x3_kernel(plan.registers, transform, None)
     plan.steps.append(Step(node.name, kernel, (x.buffer, sums, *scratch), constants))
-    requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x, weights))
+    requantize_sums(plan, node, sums, op.requantizer, bias_of(op, x))

@@ -8,6 +8,7 @@ is no image is one row of channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
@@ -81,20 +82,34 @@ class Buffer:
     @property
     def bytes(self) -> int:
         """Bytes for each image, or of the scratch."""
-        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
 class Place:
     """Where a tensor lies: the number of a buffer, the size (C, H, W) of the image and the corner where it starts.
 
+    The image of a tensor that was reshaped may be that of another shape with the same elements in the same order.
+
     zero : the number in the buffer that stands for real 0, with which its border is filled
+    strides : elements of the buffer from one channel, row and column to the next where these do not lie as (H, W, C); such a
+        tensor starts at the first element, and only some operations on sequences take it
     """
 
     buffer: int
     image: tuple[int, int, int]
     corner: Corner
     zero: int = 0
+    strides: tuple[int, int, int] | None = None
+
+    def view(self, buffer: NDArray[Any]) -> tuple[NDArray[Any], Corner]:
+        """``buffer`` [N, H', W', C'] as kernels index an image that lies in it: [N, H, W, C], and its corner there."""
+        if self.strides is None:
+            return buffer, self.corner
+        channels, height, width = self.image
+        by_channel, by_row, by_column = (step * buffer.itemsize for step in self.strides)
+        shape, strides = (len(buffer), height, width, channels), (buffer.strides[0], by_row, by_column, by_channel)
+        return np.lib.stride_tricks.as_strided(buffer, shape, strides), Corner(0, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,21 +215,18 @@ class Plan:
         self.buffers.append(buffer)
         return len(self.buffers) - 1
 
-    def new_place(self, node: IntNode) -> Place:
+    def new_place(self, node: IntNode, image: tuple[int, int, int] | None = None) -> Place:
         """A buffer for the result of ``node``, with the border that its consumers need.
 
-        Where few bytes are wanted the border is filled in every run, by a first step of ``node``.
+        Where few bytes are wanted the border is filled in every run, by a first step of ``node``. It lies as the ``image``
+        (C, H, W), by default that of its own shape.
         """
-        channels, height, width = image = as_image(node.output)
+        channels, height, width = image = image or as_image(node.output)
         (top, bottom), (left, right) = self.border(node.name)
         is_small_input = isinstance(node.op, _BORDERS_IN) and height * width > 1 and channels <= DENSE_CHANNELS
         lanes = channels if is_small_input else rounded_up(channels)
         shape = (top + height + bottom, left + width + right, lanes)
-        zero = 0
-        if in_bytes := node.name in self.in_bytes:
-            spec, params = node.output.quantized
-            zero = int(params.zero_point) - spec.qmin
-        dtype, border = np.uint8 if in_bytes else np.int16, (top, bottom, left, right)
+        (dtype, zero), border = self.stored_as(node), (top, bottom, left, right)
         is_refilled = self.purpose is Purpose.MEMORY and any(border)  # so that its memory may serve any other tensor
         buffer = self.add_buffer(Buffer(shape, dtype, border=(0, 0, 0, 0) if is_refilled else border, zero=zero))
         if is_refilled:
@@ -222,9 +234,31 @@ class Plan:
         self.places[node.name] = Place(buffer, image, Corner(top, left), zero)
         return self.places[node.name]
 
+    def new_rows(self, node: IntNode) -> Place:
+        """A buffer for the result of ``node`` in which the last axis of its image is contiguous, without a border."""
+        channels, height, width = image = as_image(node.output)
+        dtype, zero = self.stored_as(node)
+        lanes = rounded_up(width)
+        buffer = self.add_buffer(Buffer((channels, height, lanes), dtype, zero=zero))
+        self.places[node.name] = Place(buffer, image, Corner(0, 0), zero, (height * lanes, lanes, 1))
+        return self.places[node.name]
+
+    def stored_as(self, node: IntNode) -> tuple[Number, int]:
+        """The type of the numbers that hold the result of ``node``, and the one that stands for real 0."""
+        if node.output.is_index:
+            return np.int32, 0
+        if node.name not in self.in_bytes:
+            return np.int16, 0
+        spec, params = node.output.quantized
+        return np.uint8, int(params.zero_point) - spec.qmin
+
     def source(self, node: IntNode, index: int = 0) -> Place:
         """Where input ``index`` of ``node`` lies."""
         return self.places[node.inputs[index]]
+
+    def all_consumers_are(self, node: IntNode, *kinds: type[int_ops.IntOp]) -> bool:
+        """Whether no operation but some of ``kinds`` takes the result of ``node``."""
+        return all(isinstance(consumer.op, kinds) for consumer in self.consumers[node.name])
 
     def border(self, name: str) -> Padding:
         """The rows and columns of zeros that the consumers of the node ``name`` want around its result.

@@ -15,6 +15,7 @@ from labkit.engine import (  # noqa: F401 (they register)
     lowering_more,
     lowering_products,
     lowering_runtimes,
+    lowering_sequences,
 )
 from labkit.engine.dispatch import lower
 from labkit.engine.memory import share_memory
@@ -92,8 +93,10 @@ def _step_bytes(plan: Plan) -> int:
 
 
 def _entry(plan: Plan, node: IntNode) -> Entry:
-    spec, params = node.output.quantized
     place = plan.places[node.name]
+    if node.output.is_index:
+        return Entry(node, place, take_integers, np.zeros(1, np.int64))
+    spec, params = node.output.quantized
     channels, _, width = place.image
     if not isinstance(node.op, int_ops.Quantize):
         return Entry(node, place, take_integers, np.array([int(params.zero_point) - place.zero], np.int64))

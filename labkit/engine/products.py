@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.engine.plan import TABLES, Buffer, Plan, Purpose, Step
+from labkit.engine.weights import facts_of
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
 from labkit.kernels.fast.conv import conv2d_kernel, linear_one_kernel
 from labkit.kernels.fast.nibble_tile import linear_nibbles_kernel, wraps_nowhere
 from labkit.kernels.fast.nibbles import conv2d_nibbles_kernel, fits_nibbles, pack_nibbles, panels_at_once
-from labkit.kernels.fast.packing import pack_panels
 from labkit.kernels.fast.tile import Dot, Registers
 
 __all__ = ["add_product"]
@@ -41,7 +41,7 @@ def add_product(
     node: IntNode,
     buffers: tuple[int, ...],
     dot: Dot,
-    weights: NDArray[np.integer],
+    panels: NDArray[np.integer],
     rule: RoundingRule | None,
     rest: tuple[Any, ...],
 ) -> None:
@@ -52,14 +52,13 @@ def add_product(
     plan, node : whose call it is
     buffers : numbers of the input's buffer and of that for results
     dot : how to multiply
-    weights : integers [O, runs, run length], zero points subtracted, -255 .. 255
+    panels : from `packing.pack_panels`
     rule : by which the tile finishes its sums, or None where it leaves int32
     rest : the kernel's arguments after the weights
     """
-    panels = pack_panels(weights, dot.group)
     one_rule = rule if isinstance(node.op, int_ops.Linear) else None  # there is a kernel for a single image
     registers, buffers = plan.registers, (*buffers, TABLES)
-    if not _stays_packed(plan, weights, panels, dot, one_rule is not None):
+    if not _stays_packed(plan, node, panels, dot, one_rule is not None):
         kernel = conv2d_kernel(registers, dot, panels.shape[0], rule)
         for_one = linear_one_kernel(registers, dot, one_rule) if one_rule else None
         plan.steps.append(Step(node.name, kernel, buffers, (panels, *rest), for_one))
@@ -75,10 +74,11 @@ def add_product(
     plan.steps.append(Step(node.name, kernel, (*buffers, scratch), constants))
 
 
-def _stays_packed(
-    plan: Plan, weights: NDArray[np.integer], panels: NDArray[np.integer], dot: Dot, is_linear: bool
-) -> bool:
-    if not fits_nibbles(weights) or (is_linear and not wraps_nowhere(weights, _LARGEST_INPUT)):
+def _stays_packed(plan: Plan, node: IntNode, panels: NDArray[np.integer], dot: Dot, is_linear: bool) -> bool:
+    assert isinstance(node.op, int_ops.Conv2d | int_ops.Linear)
+    facts = facts_of(node.op.weight)
+    is_small = fits_nibbles(np.array([facts.low, facts.high]))
+    if not is_small or (is_linear and not wraps_nowhere(facts.magnitudes, _LARGEST_INPUT)):
         return False
     return plan.purpose is Purpose.MEMORY or (
         is_linear and panels.nbytes >= _BEYOND_FIRST_CACHE and (plan.registers, dot) in _READING_LIMITS

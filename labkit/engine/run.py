@@ -94,18 +94,39 @@ def _address(array: Array) -> int:
 
 def _refuse(prepared: Prepared, inputs: Mapping[str, Array], name: str) -> NoReturn:
     """Raise what is wrong with ``inputs`` where the call of the node ``name`` broke a bound."""
+    _refuse_indices(prepared, inputs, name)
     if name in inputs:
         spec, params = prepared.graph[name].output.quantized
         affine.quantize(inputs[name], params, spec)  # raises, and says how many NaN there are and where
+    if isinstance(prepared.graph[name].op, int_ops.GeluPolynomial):
+        raise BoundError(
+            f"{name}: for these inputs a product of i-GELU does not fit int32. Its constants belong to no scale: convert it anew."
+        )
     raise BoundError(
         f"{name}: its rounding rule shifts the accumulator left before multiplying, and for these images the result does "
         f"not fit int32. Use the rule SINGLE for multipliers above 1."
     )
 
 
+def _refuse_indices(prepared: Prepared, inputs: Mapping[str, Array], name: str) -> None:
+    """Raise where the node ``name`` is an Embedding and ``inputs`` hold indices that its table lacks."""
+    node = prepared.graph[name]
+    if not isinstance(node.op, int_ops.Embedding):
+        return
+    rows, source = len(node.op.weight.values), node.inputs[0]
+    indices = inputs.get(source)
+    if indices is None:
+        raise BoundError(f"{name}: indices must be in 0..{rows - 1}, and {source!r} puts out others.")
+    if indices.min() < 0 or indices.max() >= rows:
+        raise BoundError(
+            f"{name}: indices must be in 0..{rows - 1}, got {indices.min()}..{indices.max()} in the input {source!r}."
+        )
+
+
 def _leave(arena: Arena, way: Exit, result: Array) -> None:
     """Fill ``result`` [images, ...] from the buffer of its node."""
-    buffer, (channels, height, width), (top, left) = arena.buffers[way.place.buffer], way.place.image, way.place.corner
+    channels, height, width = way.place.image
+    buffer, (top, left) = way.place.view(arena.buffers[way.place.buffer])
     stored = buffer[: result.shape[0], top : top + height, left : left + width, :channels].transpose(0, 3, 1, 2)
     image = result.reshape(-1, channels, height, width)
     if way.scale is not None:

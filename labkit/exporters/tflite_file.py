@@ -35,12 +35,14 @@ OPTIONS: Mapping[str, str | None] = {
     "ADD": "AddOptions",
     "ARG_MAX": "ArgMaxOptions",
     "AVERAGE_POOL_2D": "Pool2DOptions",
+    "BATCH_MATMUL": "BatchMatMulOptions",
     "CONCATENATION": "ConcatenationOptions",
     "CONV_2D": "Conv2DOptions",
     "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
     "DEQUANTIZE": None,
     "EXPAND_DIMS": None,
     "FULLY_CONNECTED": "FullyConnectedOptions",
+    "GELU": "GeluOptions",
     "LOGISTIC": None,
     "MAX_POOL_2D": "Pool2DOptions",
     "MEAN": "ReducerOptions",
@@ -63,7 +65,7 @@ OPTIONS: Mapping[str, str | None] = {
 
 # The version of each operator's int8 kernel (tflite/tools/versioning/op_version.cc); 1 where nothing stands here.
 _VERSIONS = {
-    **{"ARG_MAX": 2, "PADV2": 2, "RESIZE_NEAREST_NEIGHBOR": 3},
+    **{"ARG_MAX": 2, "BATCH_MATMUL": 2, "GELU": 2, "PADV2": 2, "RESIZE_NEAREST_NEIGHBOR": 3},
     **{"ADD": 2, "AVERAGE_POOL_2D": 2, "CONCATENATION": 2, "CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "DEQUANTIZE": 2},
     **{"FULLY_CONNECTED": 4, "LOGISTIC": 2, "MAX_POOL_2D": 2, "MEAN": 2, "MUL": 2, "PAD": 2, "QUANTIZE": 2},
     **{"RELU": 2, "RELU6": 2, "SOFTMAX": 2, "SUB": 2, "TANH": 2, "TRANSPOSE": 2},

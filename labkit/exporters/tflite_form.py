@@ -64,6 +64,11 @@ def _check_grid(node: IntNode) -> None:
     spec = node.output.spec
     if spec is None or (spec.bits == 8 and not spec.narrow):
         return
+    if spec.is_wide:
+        raise UnsupportedOperation(
+            f"{node.name}: activations of 16 bits cannot be exported to TFLite: its operators are known here with 8 bits only. "
+            f"Save the net as .lab and run it with labkit."
+        )
     what = f"{spec.bits} bits" if spec.bits < 8 else "-127..127"
     raise UnsupportedOperation(
         f"{node.name}: an activation of TFLite has all integers of 8 bits, got a grid of {what}. Quantize with activations=8 "

@@ -245,10 +245,12 @@ class TfliteNodes(TfliteTensors):
 
     def _lookup(self, node: IntNode) -> None:
         assert isinstance(node.op, int_ops.Lookup)
-        code = {"logistic": "LOGISTIC", "tanh": "TANH", "rescale": "QUANTIZE"}.get(node.op.function)
-        if code is None:
-            raise UnsupportedOperation(f"{node.name}: a table for {node.op.function!r} is no operator of TFLite.")
-        self._operator(code, [self._name(self.graph[node.inputs[0]])], self._result(node))
+        function = node.op.function
+        codes = {"gelu": "GELU", "gelu_tanh": "GELU", "logistic": "LOGISTIC", "tanh": "TANH", "rescale": "QUANTIZE"}
+        if function not in codes:
+            raise UnsupportedOperation(f"{node.name}: a table for {function!r} is no operator of TFLite.")
+        options = {"Approximate": function == "gelu_tanh"} if codes[function] == "GELU" else {}
+        self._operator(codes[function], [self._name(self.graph[node.inputs[0]])], self._result(node), **options)
 
     # Integers that move
 

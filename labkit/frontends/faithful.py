@@ -6,7 +6,8 @@ subclass with a forward of its own. None of them shows in a graph, all of them s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import fx, nn
 from labkit.errors import UnsupportedOperation
 from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_nodes import flat
+from labkit.frontends.torch_views import View
 from labkit.graph.ir import FloatGraph
 
 __all__ = ["TOLERANCE", "batch_fault", "check_batch", "check_faithful", "is_close", "probe"]
@@ -37,12 +39,27 @@ def is_close(got: NDArray[np.floating] | torch.Tensor, expected: NDArray[np.floa
     return bool(np.abs(a - b).max(initial=0.0) <= TOLERANCE * np.abs(b).max(initial=0.0) + 1e-6)
 
 
+class _Tried(Protocol):
+    """Inputs that a module can be run on."""
+
+    def run(self, module: nn.Module) -> Any:
+        """What ``module`` makes of them."""
+
+    def with_one_more(self) -> _Tried:
+        """The same with one row more."""
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """Each input [N, ...]."""
+
+
 def check_faithful(
     graph: FloatGraph,
     traced: fx.GraphModule,
     names: dict[fx.Node, str],
-    x: torch.Tensor,
+    inputs: Sequence[torch.Tensor],
     expected: Sequence[torch.Tensor],
+    views: Mapping[fx.Node, View] | None = None,
 ) -> None:
     """Compare ``graph`` with the module that it was translated from.
 
@@ -51,22 +68,32 @@ def check_faithful(
     graph : the translation
     traced : the trace that it was made from, to name the first node that differs
     names : of the traced nodes
-    x, expected : float32 images [2, ...] and what the module itself makes of them
+    inputs, expected : what goes in, [N, ...] in order and of its own dtype, and what the module itself makes of it
+    views : what each traced tensor is in the graph; where it is left out, the node of its name
 
     Raises
     ------
     UnsupportedOperation
         They do not compute the same; the first node that differs is named.
     """
-    (only_input,) = graph.inputs  # a module of several inputs has already failed on the one that it was given
-    outputs = run_float(graph, {only_input: x.numpy()}, only_outputs=True)
+    given = {name: x.numpy() for name, x in zip(graph.inputs, inputs, strict=True)}
+    outputs = run_float(graph, given, only_outputs=True)
     if all(is_close(outputs[name], y) for name, y in zip(graph.outputs, expected, strict=True)):
         return
-    results = run_float(graph, {only_input: x.numpy()})  # every tensor at once, which large networks are spared above
+    results = run_float(graph, given)  # every tensor at once, which large networks are spared above
     seen = _Keeper(traced)
-    seen.run(x.clone())
-    wrong = [names[node] for node in traced.graph.nodes if names[node] in results and node in seen.values]
-    first = next((n for n in wrong if not is_close(results[n], seen.values[seen.by_name(names, n)])), graph.outputs[0])
+    first = graph.outputs[0]
+    try:
+        seen.run(*(x.clone() for x in inputs))
+    except RuntimeError:  # the trace is for two images, these are three: the module itself took them
+        seen.values.clear()
+    for node, value in seen.values.items():
+        name = names[node] if views is None else views[node].name if node in views and views[node].is_plain else ""
+        if name in results:
+            result = results[name] if views is None else results[name].transpose(0, *(1 + a for a in views[node].axes))
+            if not is_close(result, value):
+                first = names[node]
+                break
     raise UnsupportedOperation(
         f"{first}: the module computes something else here than its operations say: a tensor is changed in place that is "
         f"read again, a hook is at work, or a layer's class has a forward of its own. Write it without inplace=True and "
@@ -74,17 +101,18 @@ def check_faithful(
     )
 
 
-def batch_fault(module: nn.Module, x: torch.Tensor) -> str | None:
-    """What is wrong where ``module`` works for the images ``x`` only because of their number; None where it does not.
+def batch_fault(module: nn.Module, examples: _Tried) -> str | None:
+    """What is wrong where ``module`` works for its ``examples`` only because of their number; None where it does not.
 
-    ``x`` float32 [N, ...]; one image more is tried. ``module`` is in inference mode.
+    One image more is tried. ``module`` is in inference mode.
     """
-    more = torch.cat([x, x[:1]])
+    more = examples.with_one_more()
+    images = len(next(iter(more.tensors.values())))
     try:
-        results = [y for y in flat(module(more.clone())) if isinstance(y, torch.Tensor)]
+        results = [y for y in flat(more.run(module)) if isinstance(y, torch.Tensor)]
     except Exception as error:  # of whatever its forward calls
         return str(error).partition("\n")[0].rstrip(".")
-    follows = all(y.ndim > 0 and len(y) == len(more) for y in results)
+    follows = all(y.ndim > 0 and len(y) == images for y in results)
     return None if follows else "its results do not have as many rows as there are images"
 
 
@@ -109,10 +137,6 @@ class _Keeper(fx.Interpreter):
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__(traced)
         self.values: dict[fx.Node, torch.Tensor] = {}
-
-    def by_name(self, names: dict[fx.Node, str], name: str) -> fx.Node:
-        """The node called ``name`` in ``names``."""
-        return next(node for node in self.values if names[node] == name)
 
     def run_node(self, n: fx.Node) -> object:
         result = super().run_node(n)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from labkit.graph import float_ops
-from labkit.graph.float_ops import Activation
+from labkit.graph.float_ops import Activation, InputKind
 from labkit.graph.ir import FloatGraph, FloatNode
 from labkit.graph.shapes import Padding
 
@@ -24,29 +25,32 @@ _WINDOWED = (
 
 def run_float(
     graph: FloatGraph,
-    inputs: dict[str, NDArray[np.float32]],
+    inputs: Mapping[str, NDArray[Any]],
     after: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
     only_outputs: bool = False,
-) -> dict[str, NDArray[np.float32]]:
+) -> dict[str, NDArray[Any]]:
     """Every node's result by name.
 
     Parameters
     ----------
     graph : a FloatGraph
-    inputs : float32 [N, ...] by input name
+    inputs : arrays [N, ...] by input name: real numbers, indices (integers), or masks (1 or True for what takes part)
     after : called with each node's name and result; what it returns is passed on instead
     only_outputs : return what leaves the graph, and free everything else after its last use
 
     Returns
     -------
-    float32 arrays [N, ...], activations applied; int64 after an ArgMax
+    float32 arrays [N, ...], activations applied; int64 for indices, which are inputs or the result of an ArgMax
     """
     results: dict[str, torch.Tensor] = {}
     last_use = {name: node.name for node in graph for name in node.inputs}
     with torch.inference_mode():
         for node in graph:
             if isinstance(node.op, float_ops.Input):
-                results[node.name] = torch.from_numpy(np.ascontiguousarray(inputs[node.name], np.float32))
+                results[node.name] = _entering(node.op.kind, inputs[node.name])
+            elif isinstance(node.op, float_ops.Constant):
+                images = len(next(iter(inputs.values())))
+                results[node.name] = run_node(node, []).expand(images, *node.op.values.shape)
             else:
                 results[node.name] = run_node(node, [results[name] for name in node.inputs])
             if after is not None:
@@ -59,8 +63,15 @@ def run_float(
 
 
 def run_node(node: FloatNode, inputs: list[torch.Tensor]) -> torch.Tensor:
-    """The result of ``node``, any but an Input, on ``inputs`` float32 [N, ...] in its order; float32 [N, ...]."""
+    """The result of ``node``, any but an Input, on ``inputs`` [N, ...] in its order; float32 [N, ...].
+
+    A Constant, which has no inputs, gives one image [1, ...].
+    """
     return _activate(node, _compute(node, inputs))
+
+
+def _entering(kind: InputKind, array: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array, np.int64 if kind is InputKind.INDEX else np.float32))
 
 
 def _activate(node: FloatNode, value: torch.Tensor) -> torch.Tensor:
@@ -71,6 +82,8 @@ def _activate(node: FloatNode, value: torch.Tensor) -> torch.Tensor:
 
 def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
     op = node.op
+    if isinstance(op, float_ops.Constant):
+        return _tensor(op.values)[None]
     if arrays[0].ndim == 3 and isinstance(op, _WINDOWED):  # sequences are images of height 1
         return _compute(node, [array.unsqueeze(2) for array in arrays]).squeeze(2)
     x = arrays[0]
@@ -114,6 +127,21 @@ def _compute(node: FloatNode, arrays: list[torch.Tensor]) -> torch.Tensor:
         return x.argmax(1 + op.axis, op.keepdims)
     if isinstance(op, float_ops.Concat):
         return torch.cat(arrays, 1)
+    if isinstance(op, float_ops.Embedding):
+        return F.embedding(x, _tensor(op.weight)).transpose(1, 2)
+    if isinstance(op, float_ops.LayerNorm):
+        parameters = _tensor(op.gamma), _tensor(op.beta)
+        return F.layer_norm(x.transpose(1, 2), op.gamma.shape, *parameters, op.epsilon).transpose(1, 2)
+    if isinstance(op, float_ops.Gelu):
+        return F.gelu(x)
+    if isinstance(op, float_ops.MatMul):
+        a, b = x.mT if op.transpose_a else x, arrays[1].mT if op.transpose_b else arrays[1]
+        return (a @ b) * op.factor
+    if isinstance(op, float_ops.MaskedSoftmax):
+        mask = arrays[1].reshape(len(x), *(1,) * (x.ndim - 2), x.shape[-1])
+        return F.softmax(x.masked_fill(mask == 0, torch.finfo(x.dtype).min), -1)
+    if isinstance(op, float_ops.Rescale):
+        return x
     assert isinstance(op, float_ops.Identity)
     return x
 

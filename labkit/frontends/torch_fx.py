@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +18,14 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from labkit.errors import InputError, ModelError, UnsupportedOperation
-from labkit.frontends.faithful import batch_fault, check_batch, check_faithful, probe
+from labkit.frontends.faithful import batch_fault, check_batch, check_faithful
 from labkit.frontends.torch_affine import channel_affine
 from labkit.frontends.torch_calls import FUNCTIONS, METHODS, MODULES
+from labkit.frontends.torch_concrete import trace_with_shapes
+from labkit.frontends.torch_dependence import note_constant, note_dependence
+from labkit.frontends.torch_inputs import Examples, examples_of, tried_inputs
 from labkit.frontends.torch_nodes import argument, flat, is_tensor, shape_of, unsupported
+from labkit.frontends.torch_sequences import is_sequence_network, sequence_graph
 from labkit.graph import float_ops
 from labkit.graph.float_ops import FloatOp
 from labkit.graph.ir import FloatGraph, FloatNode
@@ -27,13 +33,24 @@ from labkit.graph.ir import FloatGraph, FloatNode
 __all__ = ["from_torch", "node_names", "parameters_digest", "trace_module"]
 
 
-def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
-    """Translate ``module`` (in inference mode) for an input of ``input_shape``, without the batch axis.
+def from_torch(module: nn.Module, inputs: tuple[int, ...] | Mapping[str, Any]) -> FloatGraph:
+    """Translate ``module`` (in inference mode) for certain ``inputs``.
+
+    Parameters
+    ----------
+    module
+        Any network of the supported operations (docs/support.md); it is not changed.
+    inputs
+        The shape of its one input of real numbers, without the batch axis. Or an example: arrays or tensors [N, ...] by the
+        names of the forward method's arguments, in their own types. Whole numbers that an nn.Embedding looks up are indices,
+        others and booleans are a mask, 1 for what takes part. Of the examples only shapes, types and the range of whole
+        numbers count.
 
     Returns
     -------
     FloatGraph
-        Float32 copies of the parameters; batch norm not yet folded.
+        Float32 copies of the parameters; batch norm not yet folded. A sequence (N, T, D) of the module is (D, T) in it; its
+        inputs and outputs are as the module has them.
 
     Raises
     ------
@@ -42,10 +59,42 @@ def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
     ModelError
         The module cannot be traced, or has parameters that are not finite.
     InputError
-        The module does not accept an input of this shape.
+        The module does not accept such an input.
     """
-    traced = trace_module(module, input_shape)
+    traced = trace_module(module, inputs)
     names = node_names(traced)
+    if not any(
+        isinstance(n, fx.Node) for node in traced.graph.nodes if node.op == "output" for n in flat(node.args[0])
+    ):
+        raise UnsupportedOperation(
+            f"{type(module).__name__} returns {_returned(traced)}; a tensor or a tuple of tensors is needed. "
+            f"Wrap it in a module that returns tensors."
+        )
+    examples: Examples = traced.meta["examples"]
+    if not is_sequence_network(traced):
+        graph = _graph(traced, names)
+        check_batch(graph.outputs[0], traced.meta["batch_fault"])
+        check_faithful(graph, traced, names, examples.in_order(traced), traced.meta["expected"])
+        return graph
+
+    def others(node: fx.Node, name: str, tensors: list[fx.Node]) -> tuple[FloatOp, list[fx.Node]]:
+        return _translate(traced, node, name)
+
+    for node in traced.graph.nodes:
+        if is_tensor(node) and node.op not in ("placeholder", "get_attr"):
+            _refuse_overwriting(traced, node, names)
+    graph, views = sequence_graph(traced, names, others)
+    check_batch(graph.outputs[0], traced.meta["batch_fault"])
+    tried = tried_inputs(graph, examples)
+    with _inference(module), torch.no_grad():
+        found = Examples(tried, examples.shape, examples.by_name).run(module)
+    expected = [y for y in flat(found) if isinstance(y, torch.Tensor)]
+    check_faithful(graph, traced, names, list(tried.values()), expected, views)
+    return graph
+
+
+def _graph(traced: fx.GraphModule, names: dict[fx.Node, str]) -> FloatGraph:
+    """The graph of ``traced``, whose nodes have ``names`` and in which every tensor has its axes where PyTorch has them."""
     nodes: list[FloatNode] = []
     outputs: tuple[str, ...] = ()
     affine = {node: found for node in traced.graph.nodes if (found := channel_affine(node)) is not None}
@@ -62,15 +111,7 @@ def from_torch(module: nn.Module, input_shape: tuple[int, ...]) -> FloatGraph:
             _refuse_overwriting(traced, node, names)
             op, inputs = _translate(traced, node, names[node])
             nodes.append(FloatNode(names[node], op, tuple(names[i] for i in inputs)))
-    if not outputs:
-        raise UnsupportedOperation(
-            f"{type(module).__name__} returns {_returned(traced)}; a tensor or a tuple of tensors is needed. "
-            f"Wrap it in a module that returns tensors."
-        )
-    graph = FloatGraph(tuple(nodes), outputs)
-    check_batch(outputs[0], traced.meta["batch_fault"])
-    check_faithful(graph, traced, names, traced.meta["probe"], traced.meta["expected"])
-    return graph
+    return FloatGraph(tuple(nodes), outputs)
 
 
 def _returned(traced: fx.GraphModule) -> str:
@@ -78,61 +119,91 @@ def _returned(traced: fx.GraphModule) -> str:
     return f"a {type(output.args[0]).__name__}"
 
 
-def trace_module(module: nn.Module, input_shape: tuple[int, ...]) -> fx.GraphModule:
+def trace_module(module: nn.Module, inputs: tuple[int, ...] | Mapping[str, Any]) -> fx.GraphModule:
     """``module`` traced in inference mode, every node annotated with the shape or value of its result for two images.
 
-    ``input_shape`` is without the batch axis; the module itself and its training flag are left as they were. The trace's
-    ``meta`` holds the two images ("probe"), the list of tensors that the module made of them ("expected") and what is
-    wrong with a batch of another size ("batch_fault").
+    ``inputs`` as in `from_torch`; the module itself and its training flag are left as they were. The trace's ``meta`` holds
+    the two images ("examples"; "probe" is the first input alone), the list of tensors that the module made of them ("expected")
+    and what is wrong with a batch of another size ("batch_fault").
 
     Raises
     ------
     ModelError
         The forward method takes branches that depend on values, or fails.
     InputError
-        The module does not accept an input of this shape.
+        The module does not accept such an input.
     """
     if not isinstance(module, nn.Module):
         raise ModelError(
             f"A torch.nn.Module is needed, got {type(module).__name__}. Build the network and load its weights."
         )
+    with _inference(module):
+        examples = examples_of(module, inputs)
+        return _with_shapes(module, _traced(module, examples), examples)
+
+
+@contextmanager
+def _inference(module: nn.Module) -> Iterator[None]:
     flags = {m: m.training for m in module.modules()}
     try:
         module.eval()
-        return _with_shapes(module, _traced(module), input_shape)
+        yield
     finally:
         for part, flag in flags.items():
             part.training = flag
 
 
-def _traced(module: nn.Module) -> fx.GraphModule:
+def _traced(module: nn.Module, examples: Examples) -> fx.GraphModule:
+    refused: Exception | None = None
+    if examples.by_name:
+        _accepted(module, examples)
     try:
-        return fx.symbolic_trace(module)
+        if not examples.by_name:
+            return fx.symbolic_trace(module)
     except Exception as error:
-        raise ModelError(
-            f"{type(module).__name__} cannot be traced by torch.fx: {_one_line(error)}. Its forward method must not "
-            f"branch or loop on the values of tensors; rewrite that part, or wrap the traceable part in a module of its own."
+        refused = error
+        _accepted(module, examples)
+    try:
+        return trace_with_shapes(module, examples.tensors)
+    except Exception as error:
+        refused = refused or error
+    raise ModelError(
+        f"{type(module).__name__} cannot be traced by torch.fx: {_one_line(refused)}. Its forward method must not "
+        f"branch or loop on the values of tensors; rewrite that part, or wrap the traceable part in a module of its own."
+    ) from refused
+
+
+def _accepted(module: nn.Module, examples: Examples) -> Any:
+    """What ``module`` makes of its ``examples``."""
+    try:
+        with torch.no_grad():
+            return examples.run(module)
+    except Exception as error:
+        raise InputError(
+            f"{type(module).__name__} does not accept an input of shape {examples.shape}: {_one_line(error)}. "
+            f"Give images of the size that the network was made for."
         ) from error
 
 
-def _with_shapes(module: nn.Module, traced: fx.GraphModule, input_shape: tuple[int, ...]) -> fx.GraphModule:
+def _with_shapes(module: nn.Module, traced: fx.GraphModule, examples: Examples) -> fx.GraphModule:
     if wrong := {str(p.dtype) for p in module.parameters() if p.dtype is not torch.float32}:
         raise ModelError(
             f"{type(module).__name__} has parameters of {', '.join(sorted(wrong))}, and float32 is needed. "
             f"Convert it first: module.float()."
         )
-    x = probe(input_shape)
+    note_dependence(traced)
+    expected = _accepted(module, examples)
     try:
         with torch.no_grad():
-            expected = module(x.clone())
-            recorded = _Recorder(traced).run(x.clone())
-            fault = batch_fault(module, x)
+            recorded = _Recorder(traced).run(*examples.in_order(traced))
+            fault = batch_fault(module, examples)
     except Exception as error:
         raise InputError(
-            f"{type(module).__name__} does not accept an input of shape {('N', *input_shape)}: {_one_line(error)}. "
+            f"{type(module).__name__} does not accept an input of shape {examples.shape}: {_one_line(error)}. "
             f"Give images of the size that the network was made for."
         ) from error
-    traced.meta["probe"], traced.meta["batch_fault"] = x, fault
+    traced.meta["examples"], traced.meta["batch_fault"] = examples, fault
+    traced.meta["probe"] = next(iter(examples.tensors.values()))
     traced.meta["expected"] = [y for y in flat(expected) if isinstance(y, torch.Tensor)]
     again = [y for y in flat(recorded) if isinstance(y, torch.Tensor)]
     pairs = zip(again, traced.meta["expected"], strict=True)
@@ -153,13 +224,19 @@ def parameters_digest(module: nn.Module) -> str:
 
 
 def node_names(traced: fx.GraphModule) -> dict[fx.Node, str]:
-    """The name of each node: the module's dotted path where it is called once, else torch.fx's name, made unique."""
+    """The name of each node: the module's dotted path where it is called once, else torch.fx's name, made unique.
+
+    An input of ``traced`` that was given by name has the name of its argument.
+    """
     called = [node.target for node in traced.graph.nodes if node.op == "call_module"]
     names = {
         node: str(node.target)
         for node in traced.graph.nodes
         if node.op == "call_module" and called.count(node.target) == 1
     }
+    examples: Examples = traced.meta["examples"]
+    if examples.by_name:  # torch.fx calls an argument `input` input_1
+        names |= {node: str(node.target) for node in traced.graph.nodes if node.op == "placeholder"}
     taken = set(names.values())
     for node in traced.graph.nodes:
         if node not in names:
@@ -176,7 +253,11 @@ class _Recorder(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        n.meta["shape" if isinstance(result, torch.Tensor) else "value"] = getattr(result, "shape", result)
+        if isinstance(result, torch.Tensor):
+            n.meta["shape"], n.meta["dtype"] = result.shape, result.dtype
+            note_constant(n, result)
+        else:
+            n.meta["value"] = result
         return result
 
 

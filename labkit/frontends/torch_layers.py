@@ -23,6 +23,7 @@ __all__ = [
     "call_average_pool",
     "call_max_pool",
     "convolution",
+    "gelu",
     "hardtanh",
     "linear",
     "max_pool",
@@ -110,6 +111,23 @@ def hardtanh(clamp: nn.Module, name: str) -> FloatOp:
     if (clamp.min_val, clamp.max_val) != (0, 6):
         raise unsupported(name, f"Hardtanh({clamp.min_val}, {clamp.max_val})")
     return float_ops.Relu(Activation.RELU6)
+
+
+def gelu(layer: nn.Module | None, node: fx.Node, name: str) -> FloatOp:
+    """The layer ``layer`` (GELU), or the function where it is None, called as ``node``, which the graph names ``name``.
+
+    Raises
+    ------
+    UnsupportedOperation
+        It is the approximation by a tanh.
+    """
+    kind = layer.approximate if isinstance(layer, nn.GELU) else argument(node, 1, "approximate", "none")
+    if kind != "none":
+        raise UnsupportedOperation(
+            f"{name}: a GELU with approximate={kind!r} is not supported: labkit's integers follow the exact one. "
+            f"Write nn.GELU(); the two differ by less than 0.0005."
+        )
+    return float_ops.Gelu()
 
 
 def max_pool(

@@ -59,6 +59,7 @@ def unsupported(name: str, what: str) -> UnsupportedOperation:
     """The error to raise where ``what`` at the node ``name`` has no integer form."""
     return UnsupportedOperation(
         f"{name}: {what} has no integer form in labkit. Supported are convolutions and pooling in one and two dimensions, "
-        f"Linear, batch norm, ReLU, ReLU6, add, mul, cat, pad, nearest up-sampling, flatten, reshape, permute, softmax, argmax "
-        f"and dropout: rewrite this part of the network with them, or leave it outside of the network that you quantize."
+        f"Linear, Embedding, batch norm, LayerNorm, ReLU, ReLU6, GELU, add, mul, matmul, cat, pad, nearest up-sampling, "
+        f"flatten, reshape, permute, softmax, argmax and dropout: rewrite this part of the network with them, or leave it "
+        f"outside of the network that you quantize."
     )

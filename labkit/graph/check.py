@@ -90,6 +90,7 @@ def check_node(graph: IntGraph, node: IntNode) -> None:
         raise ModelError(f"{node.name}: an activation has one scale, got {params.scale.shape}.")
     if not spec.qmin <= int(params.zero_point) <= spec.qmax:
         raise ModelError(f"{node.name}: zero point {int(params.zero_point)} is outside {spec.qmin}..{spec.qmax}.")
+    _check_widths(node, inputs)
     if isinstance(node.op, int_ops.Constant):
         check_constant(node, node.op)
     elif not isinstance(
@@ -122,7 +123,6 @@ def _check_window(node: IntNode) -> None:
 
 def _check_operation(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
     op = node.op
-    _check_widths(node, inputs)
     if isinstance(op, OPERATIONS_ON_SEQUENCES):
         check_operation_on_sequences(node, op, inputs)
         if isinstance(op, int_ops.Embedding | int_ops.MatMul | int_ops.GeluPolynomial):
@@ -180,7 +180,9 @@ _WIDE_IN = (
     *(int_ops.Add, int_ops.Requantize, int_ops.LayerNorm, int_ops.GeluPolynomial, int_ops.SoftmaxPolynomial),
     *(int_ops.Flatten, int_ops.Reshape, int_ops.Transpose),
 )
-_WIDE_OUT = (*_WIDE_IN, int_ops.Constant, int_ops.Embedding, int_ops.Conv2d, int_ops.Linear, int_ops.MatMul)
+_WIDE_OUT = (
+    *(*_WIDE_IN, int_ops.Constant, int_ops.Input, int_ops.Embedding, int_ops.Conv2d, int_ops.Linear, int_ops.MatMul),
+)
 
 
 def _check_widths(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
@@ -194,7 +196,8 @@ def _check_widths(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
     spec, _ = node.output.quantized
     if spec.is_wide and not isinstance(node.op, _WIDE_OUT):
         raise ModelError(
-            f"{node.name}: {type(node.op).__name__} puts out activations of at most 8 bits, not {spec.bits}."
+            f"{node.name}: {type(node.op).__name__} puts out activations of at most 8 bits, not {spec.bits}. "
+            f"Put a Requantize node behind it for more."
         )
 
 
@@ -263,6 +266,10 @@ def _check_weights(
     shape: tuple[int, ...],
     groups: int,
 ) -> None:
+    if weight.spec.is_wide:
+        raise ModelError(
+            f"{name}: weights have at most 8 bits, got {weight.spec.bits}. Quantize them to 8 bits or fewer."
+        )
     outputs, inputs = weight.values.shape[:2]
     have = shape[0] if weight.values.ndim == 4 else shape[-1]
     if groups < 1 or inputs * groups != have or outputs % groups:

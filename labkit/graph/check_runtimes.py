@@ -33,7 +33,7 @@ OPERATIONS_OF_RUNTIMES = (
 )
 LARGEST_SCALE = 60  # as a power of two: sums of dequantized numbers are then finite
 LARGEST_SUM = 40  # bits; a product of 255 and a multiplier has fewer
-_FUNCTIONS = ("logistic", "relu", "relu6", "relu_n1_to_1", "rescale", "tanh")
+_FUNCTIONS = ("gelu", "gelu_tanh", "logistic", "relu", "relu6", "relu_n1_to_1", "rescale", "tanh")
 
 
 def check_operation_of_runtime(node: IntNode, op: Any, inputs: tuple[Tensor, ...]) -> None:

@@ -317,8 +317,8 @@ class Requantize:
 class Lookup:
     """Each integer q replaced by an entry of ``table``, int32 [256]: number ``q - lowest of the input's dtype`` (eq. 36).
 
-    ``function`` says what the table holds: "logistic", "tanh", "rescale" (the same real number on another grid), "relu", "relu6"
-    or "relu_n1_to_1" (the same within bounds).
+    ``function`` says what the table holds: "gelu", "gelu_tanh" (its approximation by a hyperbolic tangent), "logistic", "tanh",
+    "rescale" (the same real number on another grid), "relu", "relu6" or "relu_n1_to_1" (the same within bounds).
     """
 
     function: str

@@ -15,7 +15,7 @@ import numpy as np
 from labkit.arithmetic.affine import QParams, QuantSpec
 from labkit.errors import ModelError
 from labkit.graph import float_ops, int_ops
-from labkit.graph.float_ops import Activation, FloatOp
+from labkit.graph.float_ops import Activation, FloatOp, InputKind
 from labkit.graph.int_ops import IntOp
 
 __all__ = ["FloatGraph", "FloatNode", "IntGraph", "IntNode", "Tensor"]
@@ -268,6 +268,8 @@ def _describe(op: FloatOp | IntOp) -> str:
             parts.append(" ".join(f"{v.rule.value} clamp {v.clamp[0]}..{v.clamp[1]}" for v in value))
         elif isinstance(value, Activation):
             parts.append(value.value)
+        elif isinstance(value, InputKind):
+            parts.extend([f"kind={value.value}"] if value is not InputKind.REAL else [])
         elif value is not None and value != ():
             parts.append(f"{label}={value}".replace(" ", ""))
     return f"{type(op).__name__}({', '.join(parts)})"

@@ -1,6 +1,7 @@
 """Steps that turn one `FloatGraph` into a simpler one with the same result. Each returns a new graph.
 
-`simplify` is what quantization starts from: no identities, batch norm folded, activations fused, no dead nodes.
+`simplify` is what quantization starts from: no identities, batch norm folded, activations fused, no dead nodes, and a tensor
+that is wanted at 16 bits and at 8 on two grids.
 """
 
 from __future__ import annotations
@@ -14,15 +15,27 @@ from numpy.typing import NDArray
 from labkit.graph import float_ops
 from labkit.graph.float_ops import Activation
 from labkit.graph.ir import FloatGraph, FloatNode
+from labkit.graph.widths import MOVES, NEEDS_WIDE, mixed_takers, takes_wide, wanted_wide, wide_names
 
-__all__ = ["fold_batch_norm", "fold_into", "fuse_activations", "remove_dead_nodes", "remove_identities", "simplify"]
+__all__ = [
+    "fold_batch_norm",
+    "fold_into",
+    "fuse_activations",
+    "narrow_products",
+    "remove_dead_nodes",
+    "remove_identities",
+    "simplify",
+]
 
 VANISHING = 2.0**-100  # scales of smaller weights would come near the end of the float32 numbers
 
 
 def simplify(graph: FloatGraph) -> FloatGraph:
-    """``graph`` without identities and dead nodes, batch norm folded, activations fused where they can be."""
-    return fuse_activations(fold_batch_norm(remove_dead_nodes(remove_identities(graph))))
+    """``graph`` without identities and dead nodes, batch norm folded, activations fused where they can be.
+
+    What a transformer wants at 16 bits for one consumer and at 8 for another has a Rescale (`narrow_products`).
+    """
+    return narrow_products(fuse_activations(fold_batch_norm(remove_dead_nodes(remove_identities(graph)))))
 
 
 def remove_identities(graph: FloatGraph) -> FloatGraph:
@@ -107,6 +120,59 @@ def fuse_activations(graph: FloatGraph) -> FloatGraph:
         return replace(producer, activation=node.op.kind)
 
     return _merge_into_producer(graph, fusable, fuse)
+
+
+def narrow_products(graph: FloatGraph) -> FloatGraph:
+    """Give each tensor of ``graph`` that is wanted at 16 bits a Rescale, "<name>.narrow", for those who need 8.
+
+    The result of a LayerNorm has 16 bits in any case, as its integers have no zero point, and is added up so; the convolutions
+    that read it, perhaps behind a Reshape or a Transpose, read 8. Where a LayerNorm, a GELU or a masked softmax, which need 16
+    bits, takes what cannot have them (images, the result of a pool), a Rescale "<name>.wide" stands between. Networks without
+    these and without embeddings stay as they are.
+    """
+    wanted, takers = wanted_wide(graph), mixed_takers(graph)
+    nodes: list[FloatNode] = []
+    narrowed: dict[str, str] = {}
+    taken = {name for node in graph for name in (node.name, *node.carries)}
+
+    def only_narrow(node: FloatNode) -> bool:
+        return not takers[node.name][0] if isinstance(node.op, MOVES) else not takes_wide(node)
+
+    for node in graph.nodes:
+        needs_narrow = only_narrow(node)
+        nodes.append(replace(node, inputs=tuple(narrowed.get(n, n) if needs_narrow else n for n in node.inputs)))
+        if isinstance(node.op, MOVES) and node.inputs[0] in wanted and not needs_narrow:
+            wanted.add(node.name)
+        stays = takers[node.name][0] or isinstance(node.op, float_ops.LayerNorm)
+        if node.name in wanted and stays and any(map(only_narrow, graph.consumers(node.name))):
+            narrowed[node.name] = _fresh(f"{node.name}.narrow", taken)
+            nodes.append(FloatNode(narrowed[node.name], float_ops.Rescale(), (node.name,)))
+    return _widened(FloatGraph(tuple(nodes), graph.outputs), taken)
+
+
+def _widened(graph: FloatGraph, taken: set[str]) -> FloatGraph:
+    """``graph`` with a Rescale before whatever needs 16 bits and takes 8; ``taken`` are the names in use."""
+    wide = set(wide_names(graph))
+    widened: dict[str, str] = {}
+    nodes: list[FloatNode] = []
+    for node in graph.nodes:
+        if isinstance(node.op, MOVES) and node.inputs[0] in wide:
+            wide.add(node.name)
+        if isinstance(node.op, NEEDS_WIDE) and node.inputs[0] not in wide:
+            source = node.inputs[0]
+            if source not in widened:
+                widened[source] = _fresh(f"{source}.wide", taken)
+                nodes.append(FloatNode(widened[source], float_ops.Rescale(), (source,)))
+            node = replace(node, inputs=(widened[source], *node.inputs[1:]))
+        nodes.append(node)
+    return FloatGraph(tuple(nodes), graph.outputs)
+
+
+def _fresh(name: str, taken: set[str]) -> str:
+    while name in taken:
+        name += "_"
+    taken.add(name)
+    return name
 
 
 def _vanished(before: NDArray[np.float32], after: NDArray[np.float32]) -> tuple[int, ...]:

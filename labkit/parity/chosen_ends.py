@@ -52,7 +52,11 @@ def saved_ends(graph: IntGraph, plan: BitPlan) -> dict[str, Ends]:
                 f"cannot be derived. Make it again with labkit.quantize."
             ) from error
         op = graph[name].op if name in {node.name for node in graph} else None
-        rows = len(op.weight.values) if isinstance(op, int_ops.Conv2d | int_ops.Linear) and plan.per_channel else 1
+        rows = (
+            len(op.weight.values)
+            if isinstance(op, int_ops.Conv2d | int_ops.Linear | int_ops.Embedding) and plan.per_channel
+            else 1
+        )
         if not len(low) == len(high) == rows or not bool(
             (torch.isfinite(low) & torch.isfinite(high) & (low <= high)).all()
         ):

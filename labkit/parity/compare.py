@@ -17,15 +17,20 @@ from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.errors import InputError, ModelError
 from labkit.frontends.torch_fx import parameters_digest
-from labkit.graph import int_ops
-from labkit.graph.ir import IntGraph, IntNode
+from labkit.graph import float_ops, int_ops, passes
+from labkit.graph.check_sequences import OPERATIONS_ON_SEQUENCES
+from labkit.graph.ir import FloatGraph, IntGraph, IntNode
+from labkit.graph.lengths import at_length, length_of
 from labkit.net import IntegerNet
 from labkit.parity.chosen_ends import check_ends, saved_ends
-from labkit.parity.emulate_torch import DecidedWeights, Emulation
+from labkit.parity.emulate_sequences import SequenceEmulation
+from labkit.parity.emulate_torch import Emulation
 from labkit.parity.memory import image_bytes
 from labkit.parity.report import ParityReport
 from labkit.parity.restate_torch import run_graph
 from labkit.parity.tally import Tally
+from labkit.parity.torch_steps import DecidedWeights
+from labkit.parity.translated import Translated, translated
 from labkit.quantization.batches import WORKERS, checked_batches, images_for, in_threads, sized_batches
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
@@ -41,7 +46,7 @@ BUDGET = 1 << 29  # bytes of all batches that are worked on at the same time
 
 def verify(
     net: IntegerNet,
-    module: nn.Module | None,
+    module: nn.Module | FloatGraph | None,
     x: Any,
     kernels: Any = "numba",
     progress: Callable[[int], None] | None = None,
@@ -51,11 +56,12 @@ def verify(
     Parameters
     ----------
     net : IntegerNet
-    module : torch.nn.Module or None
-        The float module that the net was made from: weights, scales, biases and multipliers are derived from it and from the
-        saved calibration and bit plan alone. None: the net's own integers are run in PyTorch (proves execution only).
+    module : torch.nn.Module, FloatGraph or None
+        The float module that the net was made from, or its float graph: weights, scales, biases and multipliers are
+        derived from it and from the saved calibration and bit plan alone. None: the net's own integers are run in PyTorch
+        (proves execution only).
     x : array or tensor [N, ...], a dict of them by input name, or any iterable of these
-        In the module's float32 input layout; without a module what the net takes, in its own types and layout.
+        In the module's float32 input layout; with a graph or without a module what the net takes, in its own types and layout.
     kernels : as in `IntegerNet.run`
         The tier that is judged.
     progress : called with the number of images compared so far
@@ -78,15 +84,20 @@ def verify(
     graph = net.graph
     decided = {} if module is None else decided_weights(graph)
     remarks: tuple[str, ...] = ()
+    other_parameters = ""
+    source = None
+    if isinstance(module, nn.Module) and any(isinstance(node.op, OPERATIONS_ON_SEQUENCES) for node in graph):
+        source = translated(module, graph)
     if module is not None:
-        made_of, given = graph.notes.get("parameters_sha256"), parameters_digest(module)
-        if made_of not in (None, given):
-            remarks = (
-                "The module's parameters are not those that were quantized: made anew without a seed, or other weights?",
-            )
-        if decided and made_of != given:  # nothing else would tell, as the integers are not derived from the parameters
-            tally.missing("parameters of the module, sha256", str(made_of), given)
-    emulation = None if module is None else _emulation(graph, module, decided)
+        made_of, given = graph.notes.get("parameters_sha256"), _digests(module, source)
+        what = "graph" if isinstance(module, FloatGraph) else "module"
+        if made_of not in (None, *given):
+            other_parameters = f"The {what}'s parameters are not those that were quantized: made anew without a seed, or other weights?"
+        if (
+            decided and made_of not in given
+        ):  # nothing else would tell, as the integers are not derived from the parameters
+            tally.missing(f"parameters of the {what}, sha256", str(made_of), given[0])
+    emulation = None if module is None else _emulation(graph, module, source, decided)
     if emulation is not None:
         plan = BitPlan.from_json(graph.notes["plan"])
         if ends := saved_ends(graph, plan):
@@ -113,7 +124,8 @@ def verify(
 
     images = 0
     workers, size = _share(graph, WORKERS if isinstance(kernels, str) else 1)  # your own may not be made for threads
-    batches = checked_batches(x, net.checked, size) if emulation is None else _images(graph, x, size)
+    takes_images = isinstance(emulation, Emulation)
+    batches = _images(graph, x, size) if takes_images else checked_batches(x, net.checked, size)
     for images, part in in_threads(judge, _numbered(batches), workers):
         tally.add(part)
         if progress is not None:
@@ -121,9 +133,11 @@ def verify(
     if images == 0:
         raise InputError("There are no images to verify with. Hand in at least one, of the shape that the net takes.")
     against = "an integer emulation in PyTorch, " + (
-        f"derived from the float module {type(module).__name__}"
-        if module is not None
-        else "from the net's own integers"
+        "from the net's own integers"
+        if module is None
+        else "derived from the float graph"
+        if isinstance(module, FloatGraph)
+        else f"derived from the float module {type(module).__name__}"
     )
     if decided:
         count = sum(layer.integers.numel() for layer in decided.values())
@@ -131,6 +145,10 @@ def verify(
             f"Not derived, and not counted: {count:,} integer weights of {len(decided)} layers, their scales and real biases, "
             f"which a rounding method decided ({graph.notes['rounding']}); they are those that were saved when it did.",
         )
+    if other_parameters and (
+        source is None or tally.first is not None
+    ):  # a graph for another length has another digest
+        remarks = (other_parameters, *remarks)
     subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
     return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions(), remarks)
 
@@ -146,23 +164,18 @@ def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
         "grid": (spec.qmin, spec.qmax),
     }
     op = node.op
-    if isinstance(op, int_ops.Conv2d | int_ops.Linear):
+    if isinstance(op, int_ops.Conv2d | int_ops.Linear | int_ops.Embedding):
         found |= {
             "weight": op.weight.values,
             "weight_grid": (op.weight.spec.qmin, op.weight.spec.qmax),
             "weight_scale": op.weight.params.scale,
             "weight_zero_point": op.weight.params.zero_point,
-            "bias": op.bias,
         }
-    if isinstance(
-        op,
-        int_ops.Conv2d
-        | int_ops.Linear
-        | int_ops.AveragePool2d
-        | int_ops.AdaptiveAveragePool2d
-        | int_ops.Multiply
-        | int_ops.Requantize,
-    ):
+    if isinstance(op, int_ops.Conv2d | int_ops.Linear):
+        found["bias"] = op.bias
+    if isinstance(op, int_ops.GeluPolynomial):
+        found |= {"b": op.b, "c": op.c, "one": op.one}
+    if isinstance(op, _WITH_ONE_REQUANTIZER):
         found |= _numbers_of(op.requantizer)
     elif isinstance(op, int_ops.Concat):
         parts = [_numbers_of(requantizer) for requantizer in op.requantizers]
@@ -173,6 +186,10 @@ def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:
     return {name: np.asarray(value) for name, value in found.items()}
 
 
+_WITH_ONE_REQUANTIZER = (
+    *(int_ops.Conv2d, int_ops.Linear, int_ops.AveragePool2d, int_ops.AdaptiveAveragePool2d, int_ops.Multiply),
+    *(int_ops.Requantize, int_ops.Embedding, int_ops.MatMul, int_ops.GeluPolynomial),
+)
 # fields that say what is computed, not with which numbers; a zero point is that of the output
 _SETTINGS = ("axes", "axis", "kernel", "padding", "shape", "stride", "dilation", "output_size", "zero_point")
 
@@ -226,7 +243,21 @@ def decided_weights(graph: IntGraph) -> dict[str, DecidedWeights]:
     return found
 
 
-def _emulation(graph: IntGraph, module: nn.Module, decided: Mapping[str, DecidedWeights]) -> Emulation:
+def _digests(module: nn.Module | FloatGraph, source: Translated | None) -> tuple[str, ...]:
+    """The SHA-256 under which a net may have noted the parameters that it was made from."""
+    if isinstance(module, FloatGraph):
+        from labkit.frontends.onnx.float_graph_module import graph_digest
+
+        return (graph_digest(module),)
+    return (parameters_digest(module),) if source is None else source.digests
+
+
+def _emulation(
+    graph: IntGraph,
+    module: nn.Module | FloatGraph,
+    source: Translated | None,
+    decided: Mapping[str, DecidedWeights],
+) -> Emulation | SequenceEmulation:
     missing = [key for key in ("calibration", "plan") if key not in graph.notes]
     if missing:
         raise ModelError(
@@ -234,14 +265,24 @@ def _emulation(graph: IntGraph, module: nn.Module, decided: Mapping[str, Decided
             f"Verify it without one, or make it with labkit.quantize."
         )
     calibration, plan = Calibration.from_json(graph.notes["calibration"]), BitPlan.from_json(graph.notes["plan"])
-    shape = graph[graph.inputs[0]].output.shape
     kind = type(module).__name__
-    for name, tensor in module.state_dict().items():
-        if not torch.isfinite(tensor).all():
-            raise ModelError(f"{name} of the {kind} holds NaN or infinite values. Give the module that was quantized.")
+    if isinstance(module, nn.Module):
+        for name, tensor in module.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise ModelError(
+                    f"{name} of the {kind} holds NaN or infinite values. Give the module that was quantized."
+                )
     ends = saved_ends(graph, plan)
+    emulation: Emulation | SequenceEmulation
     try:
-        emulation = Emulation(module, calibration, plan, shape, decided, ends)
+        if isinstance(module, FloatGraph):
+            emulation = SequenceEmulation(_as_long(passes.simplify(module), graph), calibration, plan, decided, ends)
+        elif source is not None:
+            emulation = SequenceEmulation(source.graph, calibration, plan, decided, ends)
+            emulation.anchor(source.inputs, source.expected, kind)
+        else:
+            shape = graph[graph.inputs[0]].output.shape
+            emulation = Emulation(module, calibration, plan, shape, decided, ends)
     except (KeyError, InputError) as error:
         what = f"its calibration and bit plan do not name {error}." if isinstance(error, KeyError) else str(error)
         raise ModelError(
@@ -252,24 +293,39 @@ def _emulation(graph: IntGraph, module: nn.Module, decided: Mapping[str, Decided
             f"The {kind} has {len(emulation.outputs)} outputs, the net {len(graph.outputs)}: it was not made "
             f"from this module. Give the module that was quantized."
         )
+    if isinstance(module, FloatGraph) and set(module.inputs) != set(graph.inputs):
+        raise ModelError(
+            f"The float graph takes {', '.join(module.inputs)}, the net {', '.join(graph.inputs)}: it was not made from this "
+            f"graph. Give the graph that was quantized."
+        )
     return emulation
 
 
-def _expected(graph: IntGraph, emulation: Emulation | None, batch: _Batch) -> Iterator[tuple[str, torch.Tensor]]:
+def _as_long(float_graph: FloatGraph, graph: IntGraph) -> FloatGraph:
+    """``float_graph`` for sequences as long as those of ``graph``, which may have been made shorter (`IntegerNet.at_length`)."""
+    made_for = {node.name: tuple(node.op.shape) for node in float_graph if isinstance(node.op, float_ops.Input)}
+    same = all(made_for.get(name) in (None, graph[name].output.shape) for name in graph.inputs)
+    return float_graph if same else at_length(float_graph, length_of(graph))
+
+
+def _expected(
+    graph: IntGraph, emulation: Emulation | SequenceEmulation | None, batch: _Batch
+) -> Iterator[tuple[str, torch.Tensor]]:
     """What each node must put out for ``batch``, by name, in the order of the graph; only outputs are held on to."""
+    given = {name: torch.from_numpy(array) for name, array in batch.items()}
     if emulation is None:
-        given = {name: torch.from_numpy(array) for name, array in batch.items()}
         last = {node.name for node in graph if node.output.channels_last}
         for name, result in run_graph(graph, {n: x.movedim(-1, 1) if n in last else x for n, x in given.items()}):
             yield name, result.movedim(1, -1) if name in last else result
         return
     outputs = {}
+    steps = emulation.run(given[graph.inputs[0]]) if isinstance(emulation, Emulation) else emulation.run(given)
     try:
-        for name, result in emulation.run(torch.from_numpy(batch[graph.inputs[0]])):
+        for name, result in steps:
             if name in emulation.outputs:
                 outputs[name] = result
             yield name, result
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise ModelError(
             f"The module cannot be run on the net's integers ({' '.join(str(error).split())[:150]}): the net was not made "
             f"from it. Give the module that was quantized."

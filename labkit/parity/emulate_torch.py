@@ -7,9 +7,7 @@ from labkit is the tracing (so that nodes have the same names) and the numbers o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,53 +19,17 @@ from labkit.frontends.faithful import is_close
 from labkit.frontends.torch_fx import node_names, trace_module
 from labkit.parity import torch_arithmetic as arithmetic
 from labkit.parity.torch_affine import channel_map
-from labkit.parity.torch_kinds import KEEPS_SCALE, kind_of
+from labkit.parity.torch_deriving import Deriving
+from labkit.parity.torch_executing import EmulatedSteps, entered, executed
+from labkit.parity.torch_kinds import kind_of
+from labkit.parity.torch_steps import DecidedWeights, Step, one_by_one
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
 
-__all__ = ["DecidedWeights", "Emulation"]
-
-_BIAS_LIMIT = 2**30
+__all__ = ["Emulation"]
 
 
-@dataclass(frozen=True, eq=False)
-class DecidedWeights:
-    """Weights that a rounding method decided.
-
-    integers : int64 [O, ...]
-    scale, zero_point : float32 and int64, [O] or ()
-    grid : smallest and largest integer
-    bias : float32 [O]
-    """
-
-    integers: torch.Tensor
-    scale: torch.Tensor
-    zero_point: torch.Tensor
-    grid: tuple[int, int]
-    bias: torch.Tensor
-
-
-@dataclass
-class _Step:
-    """One quantized operation: the traced node that it stands for and what was derived for it."""
-
-    name: str
-    kind: str
-    node: fx.Node
-    inputs: list[str]
-    activation: str = ""
-    scale: torch.Tensor = field(default_factory=lambda: torch.tensor(1.0))
-    zero_point: int = 0
-    grid: tuple[int, int] = (0, 255)
-    clamp: tuple[int, int] = (0, 255)
-    weight: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    bias: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
-    vanished: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    areas: torch.Tensor = field(default_factory=lambda: torch.ones(()))
-    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-class Emulation:
+class Emulation(EmulatedSteps):
     """The integer form of ``module`` under ``calibration`` and ``plan``, in PyTorch only.
 
     Parameters
@@ -78,11 +40,6 @@ class Emulation:
     input_shape : without the batch axis
     decided : by layer, weights that a rounding method decided, which cannot be derived from the module
     ends : by layer, low and high float64 [O] or [1] of weights whose range a search chose, in the same sense
-
-    Attributes
-    ----------
-    parameters : by node name, by parameter name: integer or float32 tensors
-    outputs : names of the nodes whose results leave the network
 
     Raises
     ------
@@ -99,11 +56,9 @@ class Emulation:
         decided: Mapping[str, DecidedWeights] | None = None,
         ends: Mapping[str, tuple[torch.Tensor, torch.Tensor]] | None = None,
     ) -> None:
-        self._decided, self._ends = dict(decided or {}), dict(ends or {})
+        super().__init__()
         self._traced = trace_module(module, input_shape)
         self._traced.graph.eliminate_dead_code()
-        self._calibration, self._plan = calibration, plan
-        self._steps: dict[str, _Step] = {}
         self._home: dict[fx.Node, str] = {}  # traced node -> name of the step that computes it
         self._names = node_names(self._traced)
         maps = {node: found for node in self._traced.graph.nodes if (found := channel_map(node)) is not None}
@@ -114,9 +69,9 @@ class Emulation:
                     self.outputs = tuple(self._home[n] for n in _tensors(node))
                 elif "shape" in node.meta and node not in self._parts:
                     self._place(node)
+            deriving = Deriving(calibration, plan, decided or {}, ends or {})
             for step in self._steps.values():
-                self._derive(step)
-        self.parameters = {name: step.parameters for name, step in self._steps.items()}
+                deriving.derive(step, [self._steps[name] for name in step.inputs])
         self._anchor(type(module).__name__)
 
     def run(self, x: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
@@ -124,37 +79,14 @@ class Emulation:
 
         What no later node takes is let go, so that little is held at a time.
         """
-        return self._one_by_one(lambda step, results: self._execute(step, x, results))
-
-    def _one_by_one(
-        self, compute: Callable[[_Step, dict[str, torch.Tensor]], torch.Tensor]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        last_use = {name: step.name for step in self._steps.values() for name in step.inputs}
-        results: dict[str, torch.Tensor] = {}
-        for step in self._steps.values():
-            with torch.inference_mode():
-                results[step.name] = compute(step, results)
-            yield step.name, results[step.name]
-            for name in {*step.inputs, step.name}:
-                if last_use.get(name, step.name) == step.name:
-                    del results[name]
-
-    def folded(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """The weights of the layer ``name`` with batch norms folded, float32 [O, ...], and bool [O]: channels that are gone."""
-        step = self._steps[name]
-        return step.weight, step.vanished
-
-    def dequantized(self, name: str, integers: torch.Tensor) -> torch.Tensor:
-        """Eq. 1 for the result of node ``name``: float32 from its ``integers`` (int64, any shape)."""
-        step = self._steps[name]
-        return (integers - step.zero_point).float() * step.scale
+        return one_by_one(self._steps, lambda step, results: self._execute(step, x, results))
 
     # ---- anchoring: in float, the steps must compute what the module computes
 
     def _anchor(self, name: str) -> None:
         """Refuse a module that does something which these steps do not know of (its padding mode, a hook, ...)."""
         try:
-            results = {step: y for step, y in self._one_by_one(self._float) if step in self.outputs}
+            results = {step: y for step, y in one_by_one(self._steps, self._float) if step in self.outputs}
             known = all(
                 is_close(results[output], expected)
                 for output, expected in zip(self.outputs, self._traced.meta["expected"], strict=True)
@@ -167,15 +99,16 @@ class Emulation:
                 f"mode, a hook, or a layer with a forward of its own. Give the module that was quantized."
             )
 
-    def _float(self, step: _Step, results: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _float(self, step: Step, results: dict[str, torch.Tensor]) -> torch.Tensor:
         """The step on real numbers: folded weights, nothing rounded."""
         before = [results[name] for name in step.inputs]
         if step.kind == "input":
-            return torch.as_tensor(self._traced.meta["probe"]).double()
+            (images,) = self._traced.meta["examples"].in_order(self._traced)
+            return torch.as_tensor(images).double()
         if step.kind == "shape":  # a view of what is not contiguous any more
-            y = before[0].reshape(step.node.meta["shape"])
+            y = before[0].reshape(len(before[0]), *step.shape)
         elif step.kind in ("same", "pad", "mean", "adaptive", "softmax", "argmax"):
-            y = self._call(step.node, before[0])
+            y = step.acted(before[0])
         elif step.kind == "mul":
             y = before[0] * before[1]
         elif step.kind == "add":
@@ -185,7 +118,7 @@ class Emulation:
         elif step.kind in ("relu", "relu6"):
             y = before[0]
         else:
-            y = self._products(step, before[0], step.weight.double())
+            y = step.summed(before[0], step.weight.double())
             y = y + step.bias.double().reshape([-1] + [1] * (y.ndim - 2))
         activation = step.activation or step.kind
         return y.clamp(0, 6 if activation == "relu6" else None) if activation in ("relu", "relu6") else y
@@ -200,7 +133,7 @@ class Emulation:
             self._home[node] = sources[0]
             return
         if before is not None and self._only_use(node):
-            if kind == "norm" and before.kind in ("conv", "linear") and self._producer(node) is before.node:
+            if kind == "norm" and before.kind in ("conv", "linear") and self._producer(node) is before.source:
                 self._fold(before, node)
                 self._home[node] = before.name
                 return
@@ -212,7 +145,7 @@ class Emulation:
                 before.activation = kind
                 self._home[node] = before.name
                 return
-        step = _Step(self._names[node], kind, node, sources)
+        step = Step(self._names[node], kind, sources, node)
         if kind in ("conv", "linear"):
             part = self._traced.get_submodule(str(node.target))
             assert isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear)
@@ -225,6 +158,7 @@ class Emulation:
             self._fold(step, node)
         if not len(step.vanished):
             step.vanished = torch.zeros(len(step.weight), dtype=torch.bool)
+        self._measure(step, node)
         self._steps[step.name] = step
         self._home[node] = step.name
 
@@ -258,7 +192,7 @@ class Emulation:
                 takers.add(user)
         return takers
 
-    def _fold(self, step: _Step, node: fx.Node) -> None:
+    def _fold(self, step: Step, node: fx.Node) -> None:
         """Eqs. 22, 23 and 23a in float64, rounded once."""
         gain, mean, beta = self._normalisation(node)
         step.bias = (beta + (step.bias.double() - mean) * gain).float()
@@ -283,196 +217,35 @@ class Emulation:
         beta = torch.zeros_like(mean) if norm.bias is None else norm.bias.detach().float().double()
         return gain / torch.sqrt(variance + norm.eps), mean, beta
 
-    # ---- deriving: scales, integers and multipliers of each step
+    # ---- what a step does to numbers
 
-    def _derive(self, step: _Step) -> None:
-        before = [self._steps[name] for name in step.inputs]
-        if step.kind in KEEPS_SCALE:
-            step.scale, step.zero_point, step.grid = before[0].scale, before[0].zero_point, before[0].grid
-            step.parameters = self._grid(step)
-            return
-        if step.kind == "argmax":
-            return
-        bits = self._plan.activations[step.name]
-        if step.kind == "softmax":
-            fraction = bits if self._plan.activation_scheme == "affine" else bits - 1
-            step.scale, step.grid = torch.tensor(2.0**-fraction), (0, 2**bits - 1)
-            if self._plan.activation_scheme != "affine":
-                step.grid = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
-            step.clamp, table = step.grid, arithmetic.exponentials(before[0].scale.double().item())
-            step.parameters = self._grid(step)
-            step.parameters |= {"clamp": torch.tensor(step.clamp), "table": table, "bits": torch.tensor(fraction)}
-            return
-        low, high = self._calibration.ranges[step.name]
-        if self._plan.activation_scheme == "affine":
-            step.grid = (0, 2**bits - 1)
-            step.scale, step.zero_point = arithmetic.affine_parameters(low, high, step.grid)
-        else:
-            step.grid = (1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1)
-            step.scale = arithmetic.symmetric_scale(
-                torch.tensor(max(abs(low), abs(high)), dtype=torch.float64), step.grid[1]
-            )
-        step.clamp = step.grid
-        if (activation := step.activation or step.kind) in ("relu", "relu6"):
-            six = int(arithmetic.real_to_integer(torch.tensor(6.0), step.scale, step.zero_point, step.grid))
-            step.clamp = (step.zero_point, six if activation == "relu6" else step.grid[1])
-        step.parameters = self._grid(step)
-        if step.kind == "input":
-            return
-        step.parameters["clamp"] = torch.tensor([step.clamp] * len(before) if step.kind == "cat" else step.clamp)
-        target = step.scale.double().item()
-        scales = [b.scale.double().item() for b in before]
-        if step.kind in ("conv", "linear", "norm-conv"):
-            self._derive_weights(step, scales[0], target)
-        elif step.kind == "mul":
-            mantissa, exponent = arithmetic.fixed_point([scales[0] * scales[1] / target])
-            step.parameters |= {"mantissa": mantissa[0], "exponent": exponent[0]}
-        elif step.kind == "add":
-            multipliers, shift = arithmetic.add_multipliers([s / target for s in scales])
-            step.parameters |= {"multipliers": multipliers, "shift": torch.tensor(shift)}
-        elif step.kind == "cat":
-            step.parameters["mantissa"], step.parameters["exponent"] = arithmetic.fixed_point(
-                [s / target for s in scales]
-            )
-        else:  # mean, and activations that stand alone
-            window = {"mean": self._window, "adaptive": self._common_area}.get(step.kind, lambda _: 1)(step)
-            ratio = scales[0] / (target * window)
-            mantissa, exponent = arithmetic.fixed_point([ratio])
-            step.parameters |= {"mantissa": mantissa[0], "exponent": exponent[0]}
-
-    @staticmethod
-    def _grid(step: _Step) -> dict[str, torch.Tensor]:
-        return {"scale": step.scale, "zero_point": torch.tensor(step.zero_point), "grid": torch.tensor(step.grid)}
-
-    def _derive_weights(self, step: _Step, input_scale: float, target: float) -> None:
-        if step.name in self._decided:
-            self._take_decided(step, self._decided[step.name], input_scale, target)
-            return
-        bits, per_channel = self._plan.weights[step.name], self._plan.per_channel
-        weight = step.weight.double()
-        rows = weight.flatten(1) if per_channel else weight.reshape(1, -1)
-        qmax = 1 if bits == 1 else 2 ** (bits - 1) - 1
-        if bits == 1:
-            scale = torch.tensor([arithmetic.exact_mean(row.abs()) for row in rows], dtype=torch.float64).float()
-        else:
-            low, high = rows.amin(1), rows.amax(1)
-            if step.name in self._ends and len(self._ends[step.name][0]) == len(rows):  # else another module's
-                low, high = self._ends[step.name]
-            elif self._plan.weight_ranges == "3sigma":
-                means = torch.tensor([arithmetic.exact_mean(row) for row in rows], dtype=torch.float64)
-                squares = [arithmetic.exact_mean((row - m).square()) for row, m in zip(rows, means, strict=True)]
-                spread = 3 * torch.tensor(squares, dtype=torch.float64).sqrt()
-                low, high = torch.maximum(low, means - spread), torch.minimum(high, means + spread)
-            scale = arithmetic.symmetric_scale(torch.maximum(low.abs(), high.abs()), qmax)
-        if per_channel:
-            scale[step.vanished] = torch.finfo(torch.float32).tiny
-        bias = step.bias.double()
-        needed = bias.abs() / (input_scale * _BIAS_LIMIT)
-        needed = needed if per_channel else needed.amax(0, keepdim=True)
-        larger = torch.nextafter(needed.float(), torch.tensor(torch.inf))
-        scale = torch.where(needed > scale.double(), torch.maximum(scale, larger), scale)
-        shaped = scale.reshape([-1] + [1] * (weight.ndim - 1))
-        if bits == 1:
-            integers = torch.where(step.weight >= 0, 1, -1)
-        else:
-            integers = arithmetic.real_to_integer(step.weight, shaped, 0, (-qmax, qmax))
-        scales = scale.double()
-        mantissa, exponent = arithmetic.fixed_point(((scales * input_scale) / target).tolist())
-        if not per_channel:
-            scale, mantissa, exponent = scale[0], mantissa[0], exponent[0]
-        step.parameters |= {
-            # Sequences are images of height 1. In int8, because large networks have many of them.
-            "weight": (integers.unsqueeze(2) if integers.ndim == 3 else integers).to(torch.int8),
-            "weight_grid": torch.tensor((-qmax, qmax)),
-            "weight_scale": scale,
-            "weight_zero_point": torch.zeros_like(scale, dtype=torch.int64),
-            "bias": torch.round(bias / (scales * input_scale)).long(),
-            "mantissa": mantissa,
-            "exponent": exponent,
-        }
-
-    def _take_decided(self, step: _Step, decided: DecidedWeights, input_scale: float, target: float) -> None:
-        """Bias and multiplier from weights that were decided elsewhere; their scales already leave room for the bias."""
-        scales = decided.scale.double()
-        mantissa, exponent = arithmetic.fixed_point(((scales * input_scale) / target).reshape(-1).tolist())
-        step.parameters |= {
-            "weight": decided.integers,
-            "weight_grid": torch.tensor(decided.grid),
-            "weight_scale": decided.scale,
-            "weight_zero_point": decided.zero_point,
-            "bias": torch.round(decided.bias.double() / (scales * input_scale)).long(),
-            "mantissa": mantissa.reshape(scales.shape),
-            "exponent": exponent.reshape(scales.shape),
-        }
-
-    def _window(self, step: _Step) -> int:
-        """Elements in each averaging window, found by averaging an image of which the first element is 1."""
-        source = step.node.all_input_nodes[0].meta["shape"]
-        spike = torch.zeros(1, 1, *source[2:], dtype=torch.float64)
-        spike.view(-1)[0] = 1  # the first window covers it, whatever the stride
-        return round(1 / self._call(step.node, spike).max().item())
-
-    def _common_area(self, step: _Step) -> int:
-        """The least common multiple of the areas of all windows of an adaptive pooling, which are kept."""
-        size = step.node.all_input_nodes[0].meta["shape"][2:]
-        step.areas = arithmetic.window_areas(lambda images: self._call(step.node, images), size)
-        return math.lcm(*step.areas.flatten().tolist())
-
-    # ---- executing
-
-    def _execute(self, step: _Step, x: torch.Tensor, results: dict[str, torch.Tensor]) -> torch.Tensor:
-        if step.kind == "input":
-            return arithmetic.real_to_integer(x, step.scale, step.zero_point, step.grid)
-        before = [self._steps[name] for name in step.inputs]
-        integers = [results[name] for name in step.inputs]
-        if step.kind == "shape":  # which may count the images of the trace
-            return integers[0].reshape(len(integers[0]), *step.node.meta["shape"][1:])
-        if step.kind == "same":
-            return self._call(step.node, integers[0].double()).long()
-        if step.kind == "softmax":
-            table, bits = step.parameters["table"], int(step.parameters["bits"])
-            dim = self._dim(step.node)
-            return arithmetic.softmax(integers[0], dim, table, bits, step.zero_point, step.clamp)
-        if step.kind == "argmax":
-            y = step.node.meta["shape"]
-            return arithmetic.first_largest(integers[0], self._dim(step.node), len(y) == integers[0].ndim)
-        centred = [q - b.zero_point for q, b in zip(integers, before, strict=True)]
-        p = step.parameters
-        if step.kind == "pad":
-            return self._call(step.node, centred[0].double()).long() + step.zero_point
-        if step.kind == "add":
-            total = centred[0] * p["multipliers"][0] + centred[1] * p["multipliers"][1]
-            shift = int(p["shift"])
-            return (((total + (1 << (shift - 1))) >> shift) + step.zero_point).clamp(*step.clamp)
-        if step.kind == "cat":
-            moved = [
-                arithmetic.requantized(c, p["mantissa"][i], p["exponent"][i], step.zero_point, step.clamp)
-                for i, c in enumerate(centred)
-            ]
-            return torch.cat(moved, 1)
-        if step.kind == "mean":
-            sums = torch.round(self._call(step.node, centred[0].double()) * self._window(step)).long()
+    def _measure(self, step: Step, node: fx.Node) -> None:
+        """The step's own operation, its axis, its windows: whatever the node says and weights do not."""
+        step.shape = tuple(node.meta["shape"][1:])
+        step.act = lambda x: self._call(node, x)
+        step.products = lambda x, weight: self._products(node, step.kind, x, weight)
+        if step.kind in ("softmax", "argmax"):
+            step.dim, step.keepdim = self._dim(node), len(node.meta["shape"]) == len(_shape_before(node))
+        elif step.kind == "mean":  # of an image of which the first element is 1: the first window covers it
+            spike = torch.zeros(1, 1, *_shape_before(node)[2:], dtype=torch.float64)
+            spike.view(-1)[0] = 1
+            step.window = round(1 / step.act(spike).max().item())
         elif step.kind == "adaptive":
-            sums = arithmetic.sums_of_means(self._call(step.node, centred[0].double()), step.areas)
-        elif step.kind in ("relu", "relu6"):
-            sums = centred[0]
-        elif step.kind == "mul":
-            sums = centred[0] * centred[1]
-        else:
-            bias = p["bias"].reshape([-1] + [1] * (len(step.weight.shape) - 2))
-            zero_point = p["weight_zero_point"].reshape([-1] + [1] * (p["weight"].ndim - 1))
-            sums = self._products(step, centred[0].double(), (p["weight"] - zero_point).double()).long() + bias
-        return arithmetic.requantized(sums, p["mantissa"], p["exponent"], step.zero_point, step.clamp)
+            step.areas = arithmetic.window_areas(step.act, _shape_before(node)[2:])
 
-    def _products(self, step: _Step, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Sums of products in float64: exact for integers, whose partial sums stay far below 2**53."""
-        if step.kind == "linear":
+    def _execute(self, step: Step, x: torch.Tensor, results: dict[str, torch.Tensor]) -> torch.Tensor:
+        if not step.inputs:
+            return entered(step, x)
+        return executed(step, [self._steps[name] for name in step.inputs], [results[name] for name in step.inputs])
+
+    def _products(self, node: fx.Node, kind: str, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        if kind == "linear":
             return F.linear(x, weight)
         if x.ndim == 3 and weight.ndim == 4:
             weight = weight.squeeze(2)
-        if step.kind == "norm-conv":
+        if kind == "norm-conv":
             return (F.conv2d if x.ndim == 4 else F.conv1d)(x, weight, groups=len(weight))
-        conv = self._traced.get_submodule(str(step.node.target))
+        conv = self._traced.get_submodule(str(node.target))
         if isinstance(conv, nn.Conv1d):
             return F.conv1d(x, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
         assert isinstance(conv, nn.Conv2d)
@@ -500,6 +273,10 @@ class Emulation:
             result = node.target(*args, **kwargs)  # type: ignore[operator]
         assert isinstance(result, torch.Tensor)
         return result
+
+
+def _shape_before(node: fx.Node) -> tuple[int, ...]:
+    return tuple(node.all_input_nodes[0].meta["shape"])
 
 
 def _tensors(node: fx.Node) -> list[fx.Node]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.windows import adaptive_windows
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode, Tensor
@@ -88,6 +89,13 @@ def exact_value(node: IntNode, inputs: Sequence[Tensor], arrays: Arrays, index: 
     if isinstance(op, int_ops.Requantize) or (isinstance(op, int_ops.Lookup) and op.function == "rescale"):
         x, tensor = sources[0]
         return _of(int(x[tuple(place)]) - _zero(tensor), _scale(tensor) / scale, node)
+    if isinstance(op, int_ops.MatMul):
+        a, b = (x.astype(np.int64) - _zero(tensor) for x, tensor in sources)
+        row = a[place[0], :, place[1]] if op.transpose_a else a[place[0], place[1]]
+        column = b[place[0], place[2]] if op.transpose_b else b[place[0], :, place[2]]
+        multiplier = op.requantizer.multiplier  # the scales alone do not say by which factor the product was multiplied
+        reals = multiplier.to_real() if isinstance(multiplier, FixedPointMultiplier) else multiplier
+        return _of(int((row * column).sum()), _exactly(reals), node)
     if isinstance(op, int_ops.Concat):
         return _joined(node, sources, place)
     return _mean(node, sources[0], place)

@@ -33,11 +33,12 @@ def _beside(graph: IntGraph, node: IntNode) -> int:
     """How many long numbers the emulation of ``node`` needs beside what goes in and comes out.
 
     The input in float64, centred and padded; the windows of a convolution as the columns of a matrix; five steps from sums to
-    integers.
+    integers, and more for polynomials and norms.
     """
     inputs, output = [prod(graph[name].output.shape) for name in node.inputs], prod(node.output.shape)
     windows = 0
     if isinstance(node.op, int_ops.Conv2d):
         kernel, positions = node.op.weight.values.shape[2:], prod(node.output.shape[1:])
         windows = graph[node.inputs[0]].output.shape[0] * prod(kernel) * positions
-    return 3 * sum(inputs) + windows + 5 * output
+    steps = 12 if isinstance(node.op, int_ops.SoftmaxPolynomial | int_ops.GeluPolynomial | int_ops.LayerNorm) else 5
+    return 3 * sum(inputs) + windows + steps * output

@@ -6,11 +6,13 @@ This proves the engine's execution, not the conversion: parameters are taken fro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 from labkit.arithmetic.affine import QTensor
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
@@ -21,6 +23,7 @@ from labkit.graph.shapes import Padding
 from labkit.parity import torch_arithmetic as arithmetic
 from labkit.parity import torch_rules as rules
 from labkit.parity import torch_runtimes as runtimes
+from labkit.parity import torch_sequences as sequences
 
 __all__ = ["run_graph"]
 
@@ -54,12 +57,13 @@ def run_graph(graph: IntGraph, x: dict[str, torch.Tensor]) -> Iterator[tuple[str
 
 def _entering(node: IntNode, x: dict[str, torch.Tensor]) -> torch.Tensor:
     """What a ``node`` without inputs puts out, given ``x`` by its name."""
-    op, (spec, params) = node.op, node.output.quantized
+    op = node.op
     if isinstance(op, int_ops.Constant):
         images = len(next(iter(x.values())))
         return torch.tensor(op.values).long().expand(images, *op.values.shape)
     if isinstance(op, int_ops.Input):
         return x[node.name].long()
+    spec, params = node.output.quantized
     line = torch.tensor(params.scale), int(params.zero_point), (spec.qmin, spec.qmax)
     if isinstance(op, int_ops.QuantizeByReciprocal):
         return runtimes.border_by_reciprocal(x[node.name], *line, op.zero_point_inside)
@@ -93,6 +97,8 @@ def _execute(graph: IntGraph, node: IntNode, arrays: list[torch.Tensor]) -> torc
         return _max_pool(op, arrays[0], (*(1, 1, 1), *node.output.shape[1:])[-3:])
     if isinstance(op, _OF_RUNTIMES):
         return _as_runtimes_do(graph, node, op, arrays)
+    if isinstance(op, _ON_SEQUENCES):
+        return _on_sequences(graph, node, op, arrays)
     sources = [tensor.quantized[1] for tensor in graph.inputs_of(node)]
     centred = [q - int(source.zero_point) for q, source in zip(arrays, sources, strict=True)]
     if isinstance(op, int_ops.Dequantize):
@@ -132,6 +138,41 @@ _OF_RUNTIMES = (
     *(int_ops.AveragePoolOfValid, int_ops.AveragePoolFloat32, int_ops.MeanFloat32, int_ops.Lookup),
     *(int_ops.SoftmaxFixedPoint, int_ops.SoftmaxByReciprocal, int_ops.SoftmaxFloat32),
 )
+
+
+_ON_SEQUENCES = (
+    *(int_ops.Embedding, int_ops.MatMul, int_ops.SoftmaxPolynomial, int_ops.GeluPolynomial, int_ops.LayerNorm),
+)
+
+
+def _on_sequences(graph: IntGraph, node: IntNode, op: Any, arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+    if isinstance(op, int_ops.Embedding):
+        used, places = np.unique(arrays[0].numpy(), return_inverse=True)
+        rows = torch.tensor(op.weight.values[used]).long().unsqueeze(0)  # each row is a channel to its requantizer
+        scaled = _requantize(rows, _of_rows(op.requantizer, used))[0]
+        return scaled[torch.from_numpy(places.reshape(arrays[0].shape))].movedim(-1, 1)
+    zero_points = [int(tensor.quantized[1].zero_point) for tensor in graph.inputs_of(node)]
+    if isinstance(op, int_ops.MatMul):
+        a, b = (q - zero for q, zero in zip(arrays, zero_points, strict=True))
+        return _requantize(sequences.matrix_product(a, b, op.transpose_a, op.transpose_b), op.requantizer)
+    if isinstance(op, int_ops.SoftmaxPolynomial):
+        mask = arrays[1] != zero_points[1] if len(arrays) == 2 else None
+        fixed = int(op.multiplier.mantissa), int(op.multiplier.exponent)
+        return sequences.polynomial_shares(arrays[0], mask, (op.ln2, op.b, op.c), fixed, op.bits)
+    if isinstance(op, int_ops.GeluPolynomial):
+        return _requantize(sequences.gelu(arrays[0], op.b, op.c, op.one), op.requantizer)
+    numbers = torch.tensor(op.multipliers).long(), torch.tensor(op.addends).long()
+    return sequences.layer_norm(arrays[0], *numbers, op.shift, op.clamp)
+
+
+def _of_rows(requantizer: Requantizer, rows: NDArray[np.int64]) -> Requantizer:
+    """``requantizer`` with the multipliers of some ``rows`` of a table, int64 [n]."""
+    multiplier = requantizer.multiplier
+    if not isinstance(multiplier, FixedPointMultiplier):
+        return replace(requantizer, multiplier=multiplier[rows]) if multiplier.ndim else requantizer
+    if not multiplier.mantissa.ndim:
+        return requantizer
+    return replace(requantizer, multiplier=FixedPointMultiplier(multiplier.mantissa[rows], multiplier.exponent[rows]))
 
 
 def _as_runtimes_do(graph: IntGraph, node: IntNode, op: Any, arrays: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-__all__ = ["KEEPS_SCALE", "kind_of"]
+__all__ = ["kind_of"]
 
 _SILENT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity)
 _SILENT_CALLS = (F.dropout, "contiguous")
@@ -54,7 +54,6 @@ _CALL_KINDS: dict[Any, str] = {
     **dict.fromkeys((torch.argmax, "argmax"), "argmax"),
     **dict.fromkeys((torch.cat, torch.concat), "cat"),
 }
-KEEPS_SCALE = ("same", "shape", "pad")
 
 
 def kind_of(node: fx.Node, part: nn.Module | None) -> str | None:

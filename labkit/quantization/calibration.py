@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from labkit.errors import InputError, QuantizationError
+from labkit.errors import QuantizationError
 from labkit.files import write_atomically
 from labkit.frontends.float_run import run_float
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
-from labkit.quantization.batches import image_batches
 from labkit.quantization.clipping.lapq import lapq
 from labkit.quantization.clipping.methods import CLIPPING, check_options
 from labkit.quantization.histogram import Histogram, StreamingHistogram
+from labkit.quantization.inputs import GraphOfInputs, named_batches
 from labkit.quantization.observers import MOMENTUM, Observer, TensorStatistics
 from labkit.quantization.plan import BitPlan, observed_names, scale_owner
 from labkit.quantization.ranges import ALL_RANGES, RANGES, choose_from, choose_range
@@ -131,8 +131,9 @@ def calibrate(
 
     Parameters
     ----------
-    graph : a FloatGraph with one input, after `passes.simplify`
-    batches : one float array or tensor [N, ...], or any iterable of them (a pair's first item is taken as the images)
+    graph : a FloatGraph, after `passes.simplify`
+    batches : one float array or tensor [N, ...], or any iterable of them (a pair's first item is taken as the images); for
+        several inputs dicts of arrays by name, whose lengths may differ from batch to batch (`inputs.named_batches`)
     ranges : "minmax" or "3sigma"; `choose_ranges` applies the methods that depend on the bits
     histograms : collect one of each tensor, which those methods look at (64 kB each, however many images there are)
     momentum : of the moving averages of the batches' extremes; a batch has at most 128 images
@@ -143,14 +144,12 @@ def calibrate(
     QuantizationError
         There are no images, one holds a NaN, or the method is unknown.
     InputError
-        An image has the wrong shape.
+        An image has the wrong shape, or inputs have other names.
+    ModelError
+        Inputs of another length than the graph's, which is no network of sequences.
     """
     if ranges not in RANGES:
         raise QuantizationError(f"ranges must be one of {', '.join(RANGES)}, got {ranges!r}.")
-    if len(graph.inputs) != 1:
-        raise InputError(f"Calibration feeds one input, this network has {', '.join(graph.inputs)}.")
-    name = graph.inputs[0]
-    shape = graph[name].op.shape  # type: ignore[union-attr]
     collectors: dict[str, Observer | StreamingHistogram] = {
         tensor: StreamingHistogram(tensor, momentum=momentum) if histograms else Observer(tensor, momentum)
         for tensor in observed_names(graph)
@@ -161,12 +160,10 @@ def calibrate(
             collectors[tensor].update(value.numpy())
         return value
 
-    images = 0
-    for batch in image_batches(batches):
-        if batch.shape[1:] != shape:
-            raise InputError(f"The calibration images have shape {batch.shape[1:]}, the network takes {shape}.")
-        run_float(graph, {name: batch}, observe, only_outputs=True)
-        images += len(batch)
+    images, graph_of = 0, GraphOfInputs(graph)
+    for given in named_batches(graph, batches):
+        run_float(graph_of(given), given, observe, only_outputs=True)
+        images += len(next(iter(given.values())))
         if progress is not None:
             progress(images)
     if images == 0:
@@ -189,7 +186,8 @@ def choose_ranges(
     """The same observations with the ranges that ``method`` chooses for the grids of ``plan``.
 
     "kl" keeps the whole range of the network's outputs: the tools that it comes from leave outputs in float, and clipped
-    logits change the probabilities.
+    logits change the probabilities. Methods that clip keep the whole range of tensors of 16 bits: with so many integers there is
+    no precision to be won by clipping.
 
     Parameters
     ----------
@@ -219,6 +217,8 @@ def choose_ranges(
     if method in CLIPPING:
         check_options(method, options)
     whole = {scale_owner(graph, name) for name in graph.outputs} if method == "kl" else set()
+    if method in CLIPPING:
+        whole |= {name for name in names if plan.activation_spec(name).is_wide}
     chosen = {
         name: choose_range("minmax", calibration.statistics[name], name)
         if name in whole
@@ -233,17 +233,24 @@ def choose_ranges(
         )
         for name in names
     }
-    return replace(calibration, ranges=_with_room_for_gelu(graph, chosen), method=method, options=options)
+    wide = {
+        name: ends for name, ends in chosen.items() if plan.activation_spec(name).is_wide
+    }  # 8 bits take a table instead
+    chosen |= _with_room_for_gelu(graph, wide)
+    return replace(calibration, ranges=chosen, method=method, options=options)
 
 
 GELU_RANGE = 8.2  # of i-GELU's input at least: with 16 bits its scale is then 2.5e-4, as its product needs (eq. 48)
+SCORES_RANGE = 1.1  # of i-softmax's: with 16 bits its scale is then 3.3e-5, as its parabola needs (eq. 46)
 
 
 def _with_room_for_gelu(graph: FloatGraph, ranges: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """``ranges`` by tensor, what a GELU of ``graph`` takes at least -8.2..8.2."""
-    taken = {scale_owner(graph, node.inputs[0]) for node in graph if isinstance(node.op, float_ops.Gelu)}
+    """``ranges`` by tensor, what a GELU of ``graph`` takes at least -8.2..8.2, what a masked softmax takes -1.1..1.1."""
+    room: dict[str, float] = {}
+    for kind, least in ((float_ops.MaskedSoftmax, SCORES_RANGE), (float_ops.Gelu, GELU_RANGE)):
+        room |= {scale_owner(graph, node.inputs[0]): least for node in graph if isinstance(node.op, kind)}
     return {
-        name: (min(low, -GELU_RANGE), max(high, GELU_RANGE)) if name in taken else (low, high)
+        name: (min(low, -room[name]), max(high, room[name])) if name in room else (low, high)
         for name, (low, high) in ranges.items()
     }
 

@@ -32,8 +32,9 @@ from labkit.quantization.rounded import RoundedLayer, rounded_digest
 from labkit.quantization.tensors import output_tensor
 from labkit.runtimes.bounds import RealBounds
 from labkit.runtimes.labkit_rules import add, requantizer, scale_of, softmax
+from labkit.runtimes.lookups import labkit_lookup
 
-__all__ = ["check_plan", "convert", "quantize_bias", "quantize_weight"]
+__all__ = ["check_plan", "convert", "quantize_bias", "quantize_table", "quantize_weight"]
 
 Ends = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -145,6 +146,26 @@ def quantize_weight(
         raise QuantizationError(f"{name}, weights: {error}") from error
 
 
+def quantize_table(
+    name: str, table: NDArray[np.float32], spec: QuantSpec, ranges: str = "minmax", ends: Ends | None = None
+) -> QTensor:
+    """Integers of the embedding ``name``, its ``table`` float32 [V, D] rounded to nearest by `quantize_weight`.
+
+    Rows of tokens that were never trained are zeros; per row, they get the smallest scale. ``spec`` is the grid and ``ranges``
+    one of `clipping.weights.WEIGHT_METHODS`; ``ends`` are what `weight_ends` chose by it, if that is known already.
+
+    Raises
+    ------
+    QuantizationError
+        As `quantize_weight`.
+    """
+    return quantize_weight(name, table, spec, ranges, _empty_rows(table), ends)
+
+
+def _empty_rows(table: NDArray[np.float32]) -> tuple[int, ...]:
+    return tuple(int(row) for row in np.flatnonzero(~table.any(axis=1)))
+
+
 def quantize_bias(
     name: str,
     bias: NDArray[np.float32] | None,
@@ -239,13 +260,14 @@ def _chosen_ends(graph: FloatGraph, plan: BitPlan, rounded: Mapping[str, Rounded
         return {}
     found = {}
     for node in graph:
-        if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear) or node.name in rounded:
+        if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear | float_ops.Embedding) or node.name in rounded:
             continue
         spec = plan.weight_spec(node.name)
         if spec.is_binary:
             continue
         try:
-            found[node.name] = weight_ends(node.op.weight, spec, plan.weight_ranges, node.op.vanished)
+            gone = _empty_rows(node.op.weight) if isinstance(node.op, float_ops.Embedding) else node.op.vanished
+            found[node.name] = weight_ends(node.op.weight, spec, plan.weight_ranges, gone)
         except QuantizationError as error:
             raise QuantizationError(f"{node.name}, weights: {error}") from error
     return found
@@ -296,16 +318,15 @@ def _computing(
         spec, params = output.quantized
         return int_ops.Constant(quantize(op.values, params, spec))
     if isinstance(op, float_ops.Embedding):
-        empty = tuple(int(row) for row in np.flatnonzero(~op.weight.any(axis=1)))  # of tokens that were never trained
-        spec = plan.weight_spec(node.name)
-        weight = quantize_weight(node.name, op.weight, spec, plan.weight_ranges, empty)
+        weight = quantize_table(node.name, op.weight, plan.weight_spec(node.name), plan.weight_ranges, ends)
         return convert_sequences.embedding(weight, output)
     if isinstance(op, float_ops.MaskedSoftmax):
         return convert_sequences.masked_softmax(inputs[0], output)
     if isinstance(op, float_ops.Softmax):
         return softmax(op.axis, inputs[0], output)
     if isinstance(op, float_ops.Gelu):
-        return convert_sequences.gelu(inputs[0], output)
+        wide = inputs[0].quantized[0].is_wide  # else a table of 256 entries, exact to half a step
+        return convert_sequences.gelu(inputs[0], output) if wide else labkit_lookup("gelu", inputs[0], output)
     if isinstance(op, float_ops.LayerNorm):
         return convert_sequences.layer_norm(op, output)
     if isinstance(op, float_ops.MatMul):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from itertools import chain
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from labkit.errors import ModelError, QuantizationError
 from labkit.frontends.torch_fx import from_torch, parameters_digest
@@ -20,6 +19,7 @@ from labkit.net import IntegerNet
 from labkit.quantization.batches import image_batches
 from labkit.quantization.calibration import calibrate, choose_ranges
 from labkit.quantization.convert import check_plan, convert
+from labkit.quantization.inputs import Given, named_batches
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.quantized_loss import quantized_loss
 from labkit.quantization.ranges import ALL_RANGES, RANGES
@@ -65,7 +65,9 @@ def quantize(
     module : torch.nn.Module, FloatGraph, or the path of a float ``.onnx`` file
         Any network of the supported operations (docs/support.md); it is not changed.
     batches : array or tensor [N, ...], or any iterable of them
-        A few hundred images like those of training, in the module's own float32 input layout. No labels are needed.
+        A few hundred images like those of training, in the module's own float32 input layout. No labels are needed. For
+        several inputs a dict of arrays by name, or a list of dicts, as `labkit.quantization.inputs.named_batches` takes them; a
+        module is then translated for the longest of them.
     weights, activations : int
         Bits: 1..8 and 2..8. The network's input and output keep 8 bits; a ``plan`` can say otherwise.
     ranges : str
@@ -121,23 +123,29 @@ def quantize(
             f"weight_ranges={chosen!r} are for rounding='nearest'; {rounding!r} chooses its own grid: leave them out and "
             f"give rounding_options=RoundingOptions(grid=...)."
         )
-    images, shape = _peek(batches)
-    given_graph, source, digest = _float_network(module, shape)
+    images: Any = batches
+    example: tuple[int, ...] | dict[str, Any] | None = _example(batches)
+    if example is None and not (isinstance(module, FloatGraph) and len(module.inputs) > 1):
+        images, example = _peek(batches)
+    given_graph, source, digest = _float_network(module, example or ())
     graph = simplify(given_graph)
     if plan is None:
         options: dict[str, Any] = {"per_channel": per_channel, "activation_scheme": activation_scheme}
         plan = BitPlan.uniform(graph, weights, activations, **options, weight_ranges=weight_ranges)
     check_plan(graph, plan)  # before the images are looked at, which may take long
-    seen: list[NDArray[np.float32]] = []
+    seen: list[Given] = []
     wanted = rounding_options.images if rounding != "nearest" else _LOSS_IMAGES if ranges == "lapq" else 0
-    images = _keeping(images, seen, wanted)
+    if ranges == "lapq" and len(graph.inputs) > 1:
+        raise QuantizationError(f"Ranges by 'lapq' need a network of one input, got {', '.join(graph.inputs)}.")
+    images = _keeping(named_batches(graph, images), seen, wanted)
     if ranges in RANGES:
         calibration = calibrate(graph, images, ranges)
     else:
         calibration = calibrate(graph, images, histograms=ranges != "ema")
         told = {}
         if ranges == "lapq":
-            told["loss"] = quantized_loss(graph, calibration, plan, np.concatenate(seen)[:_LOSS_IMAGES])
+            first = np.concatenate([given[graph.inputs[0]] for given in seen])[:_LOSS_IMAGES]
+            told["loss"] = quantized_loss(graph, calibration, plan, first)
         calibration = choose_ranges(calibration, graph, plan, ranges, **told)
     notes: dict[str, Any] = {
         "rounding": rounding,
@@ -193,8 +201,10 @@ def chosen_methods(
     return ranges, rounding, options or RoundingOptions()
 
 
-def _float_network(module: nn.Module | FloatGraph | str | Path, shape: tuple[int, ...]) -> tuple[FloatGraph, str, str]:
-    """The float network that is meant, for images of ``shape``; where it comes from, and the SHA-256 of its parameters."""
+def _float_network(
+    module: nn.Module | FloatGraph | str | Path, example: tuple[int, ...] | Mapping[str, Any]
+) -> tuple[FloatGraph, str, str]:
+    """The float network that is meant, for a shape or an example by input name; its source, and its parameters' SHA-256."""
     if isinstance(module, FloatGraph | str | Path):
         from labkit.frontends.onnx.float_graph import read_float_onnx
         from labkit.frontends.onnx.float_graph_module import graph_digest
@@ -206,18 +216,25 @@ def _float_network(module: nn.Module | FloatGraph | str | Path, shape: tuple[int
             )
         graph = module if isinstance(module, FloatGraph) else read_float_onnx(module)
         return graph, "FloatGraph" if graph is module else Path(str(module)).name, graph_digest(graph)
-    return from_torch(module, shape), type(module).__name__, parameters_digest(module)
+    return from_torch(module, example), type(module).__name__, parameters_digest(module)
 
 
-def _keeping(
-    images: Iterable[NDArray[np.float32]], seen: list[NDArray[np.float32]], wanted: int
-) -> Iterable[NDArray[np.float32]]:
-    """The same batches; the first ``wanted`` images are also put into ``seen``."""
-    for batch in images:
+def _keeping(batches: Iterable[Given], seen: list[Given], wanted: int) -> Iterable[Given]:
+    """The same batches; the first ``wanted`` images or sentences are also put into ``seen``."""
+    for given in batches:
         if wanted > 0:
-            seen.append(batch[:wanted])
-            wanted -= len(seen[-1])
-        yield batch
+            seen.append({name: array[:wanted] for name, array in given.items()})
+            wanted -= len(next(iter(seen[-1].values())))
+        yield given
+
+
+def _example(batches: Any) -> dict[str, Any] | None:
+    """Two rows of the longest of some dicts of arrays by input name; None where ``batches`` are something else."""
+    dicts = [batches] if isinstance(batches, Mapping) else batches
+    if not isinstance(dicts, list | tuple) or not dicts or not all(isinstance(one, Mapping) and one for one in dicts):
+        return None
+    longest = max(dicts, key=lambda one: max(np.shape(array)[-1:] for array in one.values()))
+    return {str(name): np.resize(np.asarray(array), (2, *np.shape(array)[1:])) for name, array in longest.items()}
 
 
 def _peek(batches: Any) -> tuple[Iterable[Any], tuple[int, ...]]:

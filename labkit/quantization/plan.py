@@ -16,6 +16,7 @@ from labkit.errors import QuantizationError
 from labkit.files import write_atomically
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
+from labkit.graph.widths import KEEPS_SCALE, scale_owner, wide_names
 from labkit.quantization.clipping.weights import WEIGHT_METHODS
 
 __all__ = [
@@ -30,13 +31,6 @@ __all__ = [
 
 ACTIVATION_SCHEMES = ("affine", "symmetric")
 WEIGHT_RANGES = WEIGHT_METHODS
-_KEEPS_SCALE = (
-    *(float_ops.MaxPool2d, float_ops.Flatten, float_ops.Pad, float_ops.Reshape, float_ops.Transpose),
-    float_ops.UpsampleNearest2d,
-    float_ops.ArgMax,  # an index has no scale; it depends on that of its input
-)
-
-_TAKES_WIDE = (float_ops.LayerNorm, float_ops.Gelu, float_ops.MaskedSoftmax)
 
 
 def tensor_names(graph: FloatGraph) -> tuple[str, ...]:
@@ -47,33 +41,9 @@ def tensor_names(graph: FloatGraph) -> tuple[str, ...]:
     return tuple(
         node.name
         for node in graph
-        if not isinstance(node.op, _KEEPS_SCALE)
+        if not isinstance(node.op, KEEPS_SCALE)
         and not (isinstance(node.op, float_ops.Input) and node.op.kind is not float_ops.InputKind.REAL)
     )
-
-
-def wide_names(graph: FloatGraph) -> tuple[str, ...]:
-    """Those of `tensor_names` in a simplified ``graph`` that a transformer wants at 16 bits.
-
-    They are what a LayerNorm, a GELU or a masked softmax takes; what is added up for them; and what a LayerNorm or an embedding
-    puts out. A tensor that a convolution, a linear layer or a product takes has 8 bits at most: `passes.narrow_products` gives
-    it a Rescale.
-    """
-    wide: set[str] = set()
-    for node in reversed(graph.nodes):
-        takes = isinstance(node.op, _TAKES_WIDE) or (isinstance(node.op, float_ops.Add) and node.name in wide)
-        if takes:
-            first = node.inputs[:1] if isinstance(node.op, float_ops.MaskedSoftmax) else node.inputs
-            wide |= {scale_owner(graph, name) for name in first}
-        if isinstance(node.op, float_ops.LayerNorm | float_ops.Embedding):
-            wide.add(node.name)
-    narrow = {
-        scale_owner(graph, name)
-        for node in graph
-        if isinstance(node.op, float_ops.Conv2d | float_ops.Linear | float_ops.MatMul)
-        for name in node.inputs
-    }
-    return tuple(name for name in tensor_names(graph) if name in wide and name not in narrow)
 
 
 def observed_names(graph: FloatGraph) -> tuple[str, ...]:
@@ -244,12 +214,6 @@ class BitPlan:
         if not isinstance(values, dict):
             raise QuantizationError(f"{path} does not hold a bit plan but a {type(values).__name__}.")
         return cls.from_json(values)
-
-
-def scale_owner(graph: FloatGraph, name: str) -> str:
-    """The node of ``graph`` whose range the result of ``name`` has: itself, or what a max-pool, flatten, ... took it from."""
-    node = graph[name]
-    return scale_owner(graph, node.inputs[0]) if isinstance(node.op, _KEEPS_SCALE) else name
 
 
 def _bits(table: Mapping[str, int], name: str, what: str) -> int:

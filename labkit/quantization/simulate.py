@@ -6,7 +6,9 @@ and scales are those of an `IntGraph`; only the arithmetic is float, so its sums
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +62,11 @@ def simulate_weights(graph: FloatGraph, net: IntGraph, bias: str = "float") -> F
 
 
 def run_simulated(
-    graph: FloatGraph, net: IntGraph, x: NDArray[np.float32], activations: bool = True
+    graph: FloatGraph, net: IntGraph, x: NDArray[np.float32] | Mapping[str, NDArray[Any]], activations: bool = True
 ) -> NDArray[np.float32]:
-    """The first output of ``graph`` on ``x`` float32 [N, ...], each tensor rounded to its grid in ``net`` on the way.
+    """The first output of ``graph``, each tensor rounded to its grid in ``net`` on the way.
+
+    ``x`` is float32 [N, ...], or for several inputs arrays [N, ...] by name.
 
     ``activations`` False leaves the tensors as they are. Returns float32 [N, ...].
     """
@@ -75,4 +79,5 @@ def run_simulated(
         q = torch.round(value / scale).clamp_(spec.qmin - zero_point, spec.qmax - zero_point)
         return q.mul_(scale)
 
-    return run_float(graph, {graph.inputs[0]: x}, rounded if activations else None, only_outputs=True)[graph.outputs[0]]
+    given = x if isinstance(x, Mapping) else {graph.inputs[0]: x}
+    return run_float(graph, given, rounded if activations else None, only_outputs=True)[graph.outputs[0]]

@@ -23,9 +23,10 @@ from labkit.graph.ir import IntNode, Tensor
 from labkit.runtimes.bounds import RealBounds, clamp_even, real_bounds
 from labkit.runtimes.rules import RuleSet
 
-__all__ = ["NO_BOUNDS", "RULE_SETS", "add", "clamp_of", "requantizer", "scale_of", "softmax"]
+__all__ = ["NO_BOUNDS", "RULE_SETS", "add", "clamp_of", "factor_of", "matmul", "requantizer", "scale_of", "softmax"]
 
 _ADD_BITS = 30
+_FACTOR_ERROR = 2.0**-20  # relative; multipliers of all rules are nearer than this to the real ones
 NO_BOUNDS: RealBounds = (None, None)
 
 
@@ -77,6 +78,36 @@ def softmax(axis: int, source: Tensor, output: Tensor) -> int_ops.Softmax:
     return int_ops.Softmax(
         axis, exponential_table(float(source.quantized[1].scale)), bits, int(params.zero_point), (spec.qmin, spec.qmax)
     )
+
+
+def matmul(
+    inputs: tuple[Tensor, Tensor], output: Tensor, transpose_a: bool = False, transpose_b: bool = False
+) -> int_ops.MatMul:
+    """The matrix products of two tensors ``inputs`` (eq. 45) for ``output``, without a constant factor.
+
+    Parameters
+    ----------
+    inputs, output : (B, m, k) and (B, k, n) to (B, m, n)
+    transpose_a, transpose_b : as in `int_ops.MatMul`
+
+    Raises
+    ------
+    QuantizationError
+        The scales are too far apart.
+    """
+    multiplier = scale_of(inputs[0]) * scale_of(inputs[1]) / scale_of(output)
+    return int_ops.MatMul(requantizer(multiplier, output), transpose_a, transpose_b)
+
+
+def factor_of(op: int_ops.MatMul, inputs: tuple[Tensor, ...], output: Tensor) -> float:
+    """The constant factor that ``op`` has in its multiplier besides the scales of ``inputs`` and ``output``; 1.0 for none."""
+    factor = _real_multiplier(op.requantizer) * float(scale_of(output) / (scale_of(inputs[0]) * scale_of(inputs[1])))
+    return 1.0 if factor == 0 or abs(factor - 1) < _FACTOR_ERROR else factor  # 0: the product of the scales vanishes
+
+
+def _real_multiplier(old: Requantizer) -> float:
+    multiplier = old.multiplier
+    return float(multiplier.to_real() if isinstance(multiplier, FixedPointMultiplier) else multiplier)
 
 
 def _layer(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
@@ -151,6 +182,24 @@ def _rescale(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
     return int_ops.Requantize(_single(op.requantizer, scale_of(inputs[0]) / scale_of(node.output), node.output))
 
 
+def _matmul(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
+    """A factor is known from its multiplier alone, which stays as it is where it is labkit's own."""
+    op = node.op
+    assert isinstance(op, int_ops.MatMul)
+    factor = factor_of(op, inputs, node.output)
+    if factor != 1 and op.requantizer.rule is RoundingRule.SINGLE:
+        return replace(op, requantizer=replace(op.requantizer, clamp=clamp_of(op.requantizer.clamp, node.output)))
+    multiplier = factor * scale_of(inputs[0]) * scale_of(inputs[1]) / scale_of(node.output)
+    return replace(op, requantizer=_single(op.requantizer, multiplier, node.output))
+
+
+def _embedding(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
+    op = node.op
+    assert isinstance(op, int_ops.Embedding)
+    multiplier = op.weight.params.scale.astype(np.float64) / scale_of(node.output)
+    return replace(op, requantizer=_single(op.requantizer, multiplier, node.output))
+
+
 def _same(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
     return node.op
 
@@ -188,6 +237,12 @@ RULE_SETS: Mapping[str, RuleSet] = MappingProxyType(
                 int_ops.Softmax: _same,
                 int_ops.SoftmaxFixedPoint: _same,
                 int_ops.SoftmaxFloat32: _softmax_float32,
+                int_ops.Constant: _same,
+                int_ops.Embedding: _embedding,
+                int_ops.MatMul: _matmul,
+                int_ops.SoftmaxPolynomial: _same,  # constants of I-BERT's polynomials, in integers already
+                int_ops.GeluPolynomial: _same,
+                int_ops.LayerNorm: _same,
             },
         )
     }

@@ -29,7 +29,7 @@ from labkit.graph import int_ops
 from labkit.graph.int_ops import IntOp
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.runtimes.bounds import clamp_away, real_bounds
-from labkit.runtimes.labkit_rules import NO_BOUNDS, scale_of
+from labkit.runtimes.labkit_rules import NO_BOUNDS, factor_of, scale_of
 from labkit.runtimes.lookups import RELU_BOUNDS, inputs_of, lookup_of, requantized
 from labkit.runtimes.pools import with_pools_that_keep_scale
 from labkit.runtimes.rules import Remake, RuleSet
@@ -41,6 +41,8 @@ __all__ = [
     "Sum",
     "average_pool",
     "away_clamp",
+    "batch_matmul",
+    "check_products",
     "check_shares",
     "concat",
     "elements",
@@ -151,6 +153,44 @@ def multiply(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
     return int_ops.Multiply(fixed_point(scale, node.output, op.requantizer.clamp))
 
 
+def batch_matmul(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
+    """BATCH_MATMUL of the reference and the optimised kernels, for ``node`` on ``inputs``: the product of the scales is float32.
+
+    Raises
+    ------
+    UnsupportedOperation
+        It has a constant factor or a clamp, which no file can hold.
+    """
+    op = node.op
+    assert isinstance(op, int_ops.MatMul)
+    check_products(node, inputs)
+    multiplier = np.float64(float32_scale(inputs[0]) * float32_scale(inputs[1])) / scale_of(node.output)
+    return replace(op, requantizer=fixed_point(multiplier, node.output, op.requantizer.clamp))
+
+
+def check_products(node: IntNode, inputs: tuple[Tensor, ...]) -> None:
+    """BATCH_MATMUL multiplies and rescales, and does nothing else: check this of ``node``, which takes ``inputs``.
+
+    Raises
+    ------
+    UnsupportedOperation
+        The products have a constant factor, or a clamp.
+    """
+    op = node.op
+    assert isinstance(op, int_ops.MatMul)
+    factor = factor_of(op, inputs, node.output)
+    if factor != 1:
+        raise UnsupportedOperation(
+            f"{node.name}: no other runtime multiplies a matrix product by a constant, got {factor:.6g}. Put the factor into the "
+            f"weights before it, or run it like labkit."
+        )
+    if op.requantizer.clamp != _whole(node.output):
+        raise UnsupportedOperation(
+            f"{node.name}: a product of two tensors has no fused activation elsewhere, got the clamp {op.requantizer.clamp}. "
+            f"Run it like labkit."
+        )
+
+
 def average_pool(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
     """AVERAGE_POOL_2D (eq. 33), or MEAN for windows of whole images, rows or columns, for ``node`` on ``inputs``.
 
@@ -241,10 +281,11 @@ def _exponential(x: float) -> float:
 
 
 def function(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
-    """LOGISTIC and TANH, tables of float32 functions, and RELU and its kin by the fixed-point kernel, for ``node`` on ``inputs``.
+    """LOGISTIC, TANH, GELU: tables of float32 functions; RELU and its kin by the fixed-point kernel, for ``node`` on ``inputs``.
 
-    LiteRT takes exponential and hyperbolic tangent from the C library; here they are rounded correctly. A tanhf that is
-    not (glibc 2.36) is off in its last bit at times, which shows in the eight bits where they are nearly a tie.
+    LiteRT takes exponential, hyperbolic tangent and error function from the C library; here they are rounded correctly. Ones
+    that are not (tanhf and erfcf of glibc 2.36) are off in their last bit at times, which shows in the eight bits where they are
+    nearly a tie.
     """
     op = node.op
     assert isinstance(op, int_ops.Lookup)
@@ -253,12 +294,24 @@ def function(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
         by = fixed_point(np.float64(float32_scale(source) / float32_scale(output)), output, _whole(output))
         return requantized(op.function, source, output, replace(by, clamp=clamp_away(RELU_BOUNDS[op.function], output)))
     x = inputs_of(source).astype(np.float32) * float32_scale(source)
-    if op.function == "logistic":
+    if op.function in ("gelu", "gelu_tanh"):
+        real = _gelu(x, op.function)
+    elif op.function == "logistic":
         real = np.float32(1) / (np.float32(1) + np.array([_exponential(-value) for value in x.tolist()], np.float32))
     else:
         real = np.array([math.tanh(value) for value in x.tolist()], np.float32)
     steps = round_half_away(real * (np.float32(1) / float32_scale(output)))
     return lookup_of(op.function, steps + int(output.quantized[1].zero_point), output)
+
+
+def _gelu(x: NDArray[np.float32], function: str) -> NDArray[np.float32]:
+    """LiteRT's float32 GELU of ``x`` [256], each operation rounded by itself; ``function`` names the form."""
+    half = np.float32(0.5) * x
+    if function == "gelu":
+        inner = x * np.float32(-math.sqrt(0.5))
+        return half * np.array([math.erfc(value) for value in inner.tolist()], np.float32)
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    return half * (np.float32(1) + np.array([math.tanh(value) for value in inner.tolist()], np.float32))
 
 
 def _softmax(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
@@ -353,6 +406,7 @@ RULE_SETS: Mapping[str, RuleSet] = MappingProxyType(
                 int_ops.AddFixedPoint: sum_or_difference,
                 int_ops.AddFloat32: sum_or_difference,
                 int_ops.Multiply: multiply,
+                int_ops.MatMul: batch_matmul,
                 int_ops.Concat: concat,
                 int_ops.Requantize: rescale,
                 int_ops.AdaptiveAveragePool2d: mean,

@@ -22,6 +22,7 @@ from labkit.runtimes.bounds import real_bounds
 from labkit.runtimes.labkit_rules import NO_BOUNDS, scale_of
 from labkit.runtimes.litert import (
     BUILT_IN,
+    batch_matmul,
     concat,
     fixed_point,
     float32_scale,
@@ -127,6 +128,7 @@ RULE_SETS: Mapping[str, RuleSet] = MappingProxyType(
                 int_ops.AddFixedPoint: sum_or_difference,
                 int_ops.AddFloat32: sum_or_difference,
                 int_ops.Multiply: multiply,
+                int_ops.MatMul: batch_matmul,
                 int_ops.Concat: _concat,
                 int_ops.Requantize: rescale,
                 int_ops.Softmax: softmax_by_reciprocal,

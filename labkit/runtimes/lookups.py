@@ -24,8 +24,20 @@ RELU_BOUNDS: Mapping[str, RealBounds] = MappingProxyType(
 )
 """The functions that change the scale and keep the number within bounds."""
 
+_CUBE = 0.044715  # of the approximation of GELU by a hyperbolic tangent
+
+
+def _gelu_tanh(x: float) -> float:
+    return 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + _CUBE * x**3)))
+
+
 _REAL: Mapping[str, Callable[[float], float]] = MappingProxyType(
-    {"logistic": lambda x: 1 / (1 + math.exp(-x)) if x > -700 else 0.0, "tanh": math.tanh}
+    {
+        "gelu": lambda x: 0.5 * x * math.erfc(-x / math.sqrt(2)),  # erfc: no cancellation where x is far below 0
+        "gelu_tanh": _gelu_tanh,
+        "logistic": lambda x: 1 / (1 + math.exp(-x)) if x > -700 else 0.0,
+        "tanh": math.tanh,
+    }
 )
 
 

@@ -30,7 +30,7 @@ from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.kernels.reference_torch import fused_multiply_add
 from labkit.runtimes.bounds import clamp_even
-from labkit.runtimes.labkit_rules import clamp_of
+from labkit.runtimes.labkit_rules import clamp_of, factor_of
 from labkit.runtimes.lookups import RELU_BOUNDS
 from labkit.runtimes.rules import RuleSet
 
@@ -143,6 +143,20 @@ def _multiply(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
     return int_ops.Multiply(_even(multiplier, op.requantizer.clamp, node.output, inside=True))
 
 
+def _matmul(node: IntNode, inputs: tuple[Tensor, ...]) -> int_ops.IntOp:
+    """QLinearMatMul of two activations: S_a S_b and then the quotient by S_y, each rounded to float32."""
+    op = node.op
+    assert isinstance(op, int_ops.MatMul)
+    factor = factor_of(op, inputs, node.output)
+    if factor != 1:
+        raise UnsupportedOperation(
+            f"onnxruntime has no constant factor in a product of integers, got {factor:.6g}. Put it into the weights before it, "
+            f"or run it like labkit."
+        )
+    multiplier = (_float32(inputs[0]) * _float32(inputs[1])) / _float32(node.output)
+    return replace(op, requantizer=_even(multiplier, op.requantizer.clamp, node.output))
+
+
 def _table(source: Tensor, output: Tensor, clamp: tuple[int, int]) -> int_ops.Requantize | int_ops.Lookup:
     """DequantizeLinear and QuantizeLinear of each integer of ``source`` (eqs. 1 and 2).
 
@@ -253,6 +267,7 @@ RULE_SETS: Mapping[str, RuleSet] = MappingProxyType(
                 int_ops.AddFixedPoint: _add,
                 int_ops.AddFloat32: _add,
                 int_ops.Multiply: _multiply,
+                int_ops.MatMul: _matmul,
                 int_ops.Concat: _concat,
                 int_ops.Requantize: _rescale,
                 int_ops.Lookup: _lookup,

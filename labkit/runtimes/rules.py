@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 from labkit.errors import InputError, ModelError, UnsupportedOperation
@@ -46,6 +47,18 @@ KEPT: tuple[type[IntOp], ...] = (
     int_ops.ArgMax,
 )  # they move or compare integers, or convert them to real numbers by one product: the same everywhere
 
+_OWN: Mapping[type[Any], str] = MappingProxyType(
+    {
+        int_ops.Embedding: "rows of a table that each have a scale of their own, looked up and rescaled, are labkit's own "
+        "operation; others gather integers of one scale.",
+        int_ops.SoftmaxPolynomial: "I-BERT's i-softmax is labkit's own operation; others take exponentials from a table, or "
+        "compute them otherwise, and have no mask.",
+        int_ops.GeluPolynomial: "I-BERT's i-GELU is labkit's own operation; others have a table of 256 entries, which an input "
+        "of 8 bits gets.",
+        int_ops.LayerNorm: "I-BERT's i-LayerNorm is labkit's own operation; others normalise real numbers.",
+    }
+)  # why no runtime but labkit computes them
+
 
 @dataclass(frozen=True)
 class RuleSet:
@@ -72,15 +85,25 @@ class RuleSet:
             It is not known how the runtime computes it, or it has no such operation.
         """
         kind = type(node.op)
-        if kind in self.remakes:
+        is_wide = self.name != "labkit" and any(_is_wide(tensor) for tensor in (*inputs, node.output))
+        if kind in self.remakes and not is_wide:
             return self.remakes[kind](node, inputs)
         if kind in KEPT:
             return node.op
+        if kind in _OWN or is_wide:
+            reason = _OWN.get(kind, "activations of 16 bits are labkit's own; others are known here with 8 bits only.")
+            raise UnsupportedOperation(
+                f"{node.name}: {kind.__name__} cannot be run like {self.name}: {reason} Run it like labkit."
+            )
         reason = self.refusals.get(kind, f"{self.name} has no such operation, or its arithmetic is not known here.")
         others = ", ".join(runtime for runtime in RUNTIMES if runtime != self.name)
         raise UnsupportedOperation(
             f"{node.name}: {kind.__name__} cannot be run like {self.name}: {reason} Choose another of {others}."
         )
+
+
+def _is_wide(tensor: Tensor) -> bool:
+    return tensor.spec is not None and tensor.spec.is_wide
 
 
 def rule_set(runtime: str) -> RuleSet:

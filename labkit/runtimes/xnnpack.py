@@ -86,6 +86,16 @@ def _multiply(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
     return int_ops.Multiply(_even(node, scale, op.requantizer.clamp))
 
 
+def _matmul(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
+    """BATCH_MATMUL; XNNPACK takes a right side whose int8 zero point is 0, and leaves others to the optimised kernel."""
+    op = node.op
+    assert isinstance(op, int_ops.MatMul)
+    if int(inputs[1].quantized[1].zero_point) != offset_of(inputs[1]):
+        return litert.batch_matmul(node, inputs)
+    litert.check_products(node, inputs)
+    return replace(op, requantizer=_even(node, product_scale(node, inputs), op.requantizer.clamp))
+
+
 def _eighth_bits(node: IntNode, source: Tensor, clamp: tuple[int, int]) -> Requantizer:
     """QUANTIZE: a multiplier of whole 256ths, one rounding with ties up."""
     ratio = float32_scale(source) / float32_scale(node.output)
@@ -120,11 +130,11 @@ def _concat(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
 
 
 def _function(node: IntNode, inputs: tuple[Tensor, ...]) -> IntOp:
-    """LOGISTIC and TANH: tables of a float64 function, quantized in float32 with the zero point inside the rounding."""
+    """LOGISTIC and TANH: tables of a float64 function, quantized in float32 with the zero point inside; GELU as LiteRT has it."""
     op = node.op
     assert isinstance(op, int_ops.Lookup)
     source, output = inputs[0], node.output
-    if op.function in RELU_BOUNDS:
+    if op.function in RELU_BOUNDS or op.function in ("gelu", "gelu_tanh"):  # left to the optimised kernels
         return litert.function(node, inputs)
     x = inputs_of(source).astype(np.float32) * float32_scale(source)
     real = np.array([_FUNCTIONS[op.function](value) for value in x.tolist()], np.float32)
@@ -189,6 +199,7 @@ RULE_SETS: Mapping[str, RuleSet] = MappingProxyType(
                 int_ops.AddFixedPoint: _sum,
                 int_ops.AddFloat32: _sum,
                 int_ops.Multiply: _multiply,
+                int_ops.MatMul: _matmul,
                 int_ops.Concat: _concat,
                 int_ops.Requantize: _rescale,
                 int_ops.Lookup: _function,

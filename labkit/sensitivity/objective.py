@@ -211,6 +211,8 @@ def _check_input(graph: FloatGraph, x: torch.Tensor) -> None:
         raise InputError(f"The network must have one input, got {len(graph.inputs)}: {', '.join(graph.inputs)}.")
     op = graph[graph.inputs[0]].op
     assert isinstance(op, float_ops.Input)
+    if op.kind is not float_ops.InputKind.REAL:
+        raise InputError(f"The network must take real numbers, {graph.inputs[0]!r} is an {op.kind.value}.")
     if tuple(x.shape[1:]) != tuple(op.shape):
         raise InputError(f"The images have shape {tuple(x.shape[1:])}, the network takes {tuple(op.shape)}.")
 

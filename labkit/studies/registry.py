@@ -10,10 +10,11 @@ from labkit.studies.kit.listed import KIT
 from labkit.studies.mpqco.listed import MPQCO
 from labkit.studies.speech.listed import SPEECH
 from labkit.studies.study import Study
+from labkit.studies.transformer.listed import TRANSFORMER
 
 __all__ = ["STUDIES", "find"]
 
-STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *HAWQ, *MPQCO, *SPEECH, *KIT)
+STUDIES: tuple[Study, ...] = (*EE219, *ADAROUND, *HAWQ, *MPQCO, *SPEECH, *TRANSFORMER, *KIT)
 
 
 def find(name: str) -> Study:

@@ -26,7 +26,7 @@ SECONDS = 30.0
 
 
 def test_the_course_is_whole() -> None:
-    assert list(MODULES) == [f"m{number:02d}" for number in range(11)]
+    assert list(MODULES) == [f"m{number:02d}" for number in range(12)]
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from labkit.exporters.tflite_file import FileOperator, FileTensor, tflite_bytes
 
-__all__ = ["MAKERS", "Case", "make"]
+__all__ = ["MAKERS", "Case", "attention", "make"]
 
 ACTIVATIONS = ("NONE", "NONE", "RELU", "RELU6", "RELU_N1_TO_1")
 
@@ -239,6 +239,67 @@ def _mean(draw: Draw) -> Case:
     return draw.finished("MEAN", ("x", "axes"), "y", KeepDims=keep)
 
 
+def _mean_of_sequence(draw: Draw) -> Case:
+    size, scale = (draw.whole(1, 20), draw.whole(1, 40)), draw.scale()
+    axes, keep = draw.pick((1,), (1,), (-2,), (2,), (1, 2)), bool(draw.whole(0, 1))
+    if draw.whole(0, 4) == 0:
+        size, axes, keep = size[1:], (1,), True
+    draw.input("x", size, scale)
+    draw.constant("axes", np.array(axes, np.int32))
+    gone = {axis % 3 if axis < 0 else axis for axis in axes}
+    keep = keep or len(gone) == len(size)
+    shape = tuple(1 if 1 + i in gone else s for i, s in enumerate(size) if keep or 1 + i not in gone)
+    draw.add("y", shape, draw.scale(float(scale) / 2))
+    return draw.finished("MEAN", ("x", "axes"), "y", KeepDims=keep)
+
+
+def _batch_matmul(draw: Draw, constant: bool) -> Case:
+    """Heads (H, m, k) or none, either side transposed; the constant on the right, at times on the left, or broadcast."""
+    rank = draw.pick(3, 4, 4) if not constant or draw.whole(0, 5) else 2
+    rows, inner, columns = draw.whole(1, 12), draw.whole(1, 70), draw.whole(1, 12)
+    across, down = bool(draw.whole(0, 1)) and rank > 2, bool(draw.whole(0, 1))
+    heads: tuple[int, ...] = (draw.whole(1, 4),) if rank == 4 else ()
+    shapes = [(inner, rows) if across else (rows, inner), (columns, inner) if down else (inner, columns)]
+    scales = draw.scale(), draw.scale()
+    fixed = -1 if not constant else 0 if rank > 2 and draw.whole(0, 4) == 0 else 1
+    for place, (name, shape) in enumerate(zip("ab", shapes, strict=True)):
+        zero_point = draw.pick(0, draw.zero_point()) if place else draw.zero_point()
+        lead = draw.pick((1, *heads), heads, (), (1,) * (rank - 2)) if place == fixed else (draw.batch, *heads)
+        lead = () if place == fixed and rank == 2 else lead
+        full = (*lead, *shape) if rank > 2 or place == fixed else (draw.batch, inner)
+        data = draw.rng.integers(-128, 128, full).astype(np.int8)
+        if draw.ties:
+            data = (data // 16 * 16).astype(np.int8)
+        if place == fixed:
+            draw.constant(name, data, scales[place], zero_point=zero_point)
+        else:
+            draw.inputs[name] = data
+            draw.add(name, full[1:], scales[place], zero_point=zero_point)
+    spread = float(scales[0]) * float(scales[1]) * 90 * 90 * math.sqrt(inner)
+    shape = (*heads, rows, columns) if rank > 2 else (columns,)
+    draw.add("y", shape, draw.scale(spread / 60))
+    return draw.finished("BATCH_MATMUL", ("a", "b"), "y", AdjX=across, AdjY=down)
+
+
+def _attention_shares(draw: Draw) -> Case:
+    """Scores of H heads and T tokens, (H, T, T): shares along the last axis."""
+    tokens = draw.whole(1, 40)
+    shape = (draw.whole(1, 6), tokens, tokens) if draw.whole(0, 3) else (tokens, tokens)
+    draw.input("x", shape, draw.scale(draw.pick(0.02, 0.05, 0.1, 0.4)))
+    draw.add("y", shape, np.float32(2.0**-8), zero_point=-128)
+    return draw.finished("SOFTMAX", ("x",), "y", Beta=1.0)
+
+
+def _gelu(draw: Draw) -> Case:
+    """All 256 integers at once, and as an image."""
+    shape, scale = draw.pick((256,), (16, 16), (8, 8, 4)), draw.scale(draw.pick(0.02, 0.05, 0.1))
+    draw.input("x", shape, scale)
+    every = np.tile(np.arange(-128, 128).astype(np.int8), (draw.batch, 1))
+    draw.inputs["x"] = draw.rng.permuted(every, axis=1).reshape(draw.batch, *shape)
+    draw.add("y", shape, draw.scale(float(scale)))
+    return draw.finished("GELU", ("x",), "y", Approximate=bool(draw.whole(0, 1)))
+
+
 def _softmax(draw: Draw) -> Case:
     if draw.ties:  # two elements whose shares lie halfway between two integers, as nearly as a float32 scale allows
         difference, high = draw.whole(1, 60), draw.whole(129, 254) + 0.5
@@ -339,7 +400,12 @@ MAKERS: dict[str, Callable[[Draw], Case]] = {
     "AVERAGE_POOL_2D": lambda draw: _pool(draw, "AVERAGE_POOL_2D"),
     "MAX_POOL_2D": lambda draw: _pool(draw, "MAX_POOL_2D"),
     "MEAN": _mean,
+    "MEAN of a sequence": _mean_of_sequence,
+    "BATCH_MATMUL": lambda draw: _batch_matmul(draw, False),
+    "BATCH_MATMUL constant": lambda draw: _batch_matmul(draw, True),
     "SOFTMAX": _softmax,
+    "SOFTMAX attention": _attention_shares,
+    "GELU": _gelu,
     "LOGISTIC": lambda draw: _function(draw, "LOGISTIC"),
     "TANH": lambda draw: _function(draw, "TANH"),
     "RELU": lambda draw: _function(draw, "RELU", "RELU6", "RELU_N1_TO_1"),
@@ -355,3 +421,33 @@ def make(name: str, seed: int) -> Case:
     """Case number ``seed`` of the operator ``name``, one of `MAKERS`."""
     rng = np.random.default_rng([seed, *name.encode()])
     return MAKERS[name](Draw(rng, seed % 3 == 0, int(rng.integers(1, 4))))
+
+
+def attention(seed: int) -> Case:
+    """Attention of several heads: shares of the scores, which weight the values, and the mean of all tokens."""
+    rng = np.random.default_rng([seed, 7])
+    draw = Draw(rng, seed % 3 == 0, int(rng.integers(1, 4)))
+    heads, tokens, depth = draw.whole(1, 4), draw.whole(2, 24), draw.whole(1, 16)
+    shape, scores = (heads, tokens, depth), (heads, tokens, tokens)
+    grids = [(draw.scale(), draw.pick(0, draw.zero_point())) for _ in range(3)]
+    for name, (scale, zero_point) in zip("qkv", grids, strict=True):
+        draw.inputs[name] = rng.integers(-128, 128, (draw.batch, *shape)).astype(np.int8)
+        draw.add(name, shape, scale, zero_point=zero_point)
+    products = float(grids[0][0]) * float(grids[1][0]) * 5500 * math.sqrt(depth)
+    draw.add("scores", scores, draw.scale(products / 60))
+    draw.add("shares", scores, np.float32(2.0**-8), zero_point=-128)
+    draw.add("context", shape, draw.scale(float(grids[2][0])))
+    context = draw.tensors[-1]
+    zero_point = int(np.asarray(context.zero_points))
+    draw.add("joined", (heads * tokens, depth), context.scales, zero_point=zero_point)
+    draw.constant("shape", np.array([-1, heads * tokens, depth], np.int32))
+    draw.add("y", (depth,), draw.scale(float(grids[2][0])))
+    draw.constant("axis", np.array([1], np.int32))
+    operators = [
+        FileOperator("BATCH_MATMUL", ("q", "k"), ("scores",), {"AdjY": True}),
+        FileOperator("SOFTMAX", ("scores",), ("shares",), {"Beta": 1.0}),
+        FileOperator("BATCH_MATMUL", ("shares", "v"), ("context",), {}),
+        FileOperator("RESHAPE", ("context", "shape"), ("joined",), {}),
+        FileOperator("MEAN", ("joined", "axis"), ("y",), {"KeepDims": False}),
+    ]
+    return Case(tflite_bytes(draw.tensors, operators, ("q", "k", "v"), ("y",)), list(draw.inputs.values()))

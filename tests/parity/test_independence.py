@@ -38,12 +38,16 @@ def forbidden(names: set[str]) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("name", ["torch_arithmetic", "torch_rules", "torch_runtimes", "torch_kinds", "emulate_torch"])
+PURE = ("torch_arithmetic", "torch_rules", "torch_runtimes", "torch_sequences")
+STEPS = ("torch_kinds", "torch_steps", "torch_deriving", "torch_executing", "emulate_torch", "emulate_sequences")
+
+
+@pytest.mark.parametrize("name", [*PURE, *STEPS])
 def test_emulation_imports_nothing_that_it_judges(name: str) -> None:
     assert not forbidden(imported(ast.parse((PARITY / f"{name}.py").read_text("utf-8"))))
 
 
-@pytest.mark.parametrize("name", ["torch_arithmetic", "torch_rules", "torch_runtimes"])
+@pytest.mark.parametrize("name", PURE)
 def test_arithmetic_of_the_emulation_imports_nothing_of_labkit(name: str) -> None:
     names = imported(ast.parse((PARITY / f"{name}.py").read_text("utf-8")))
     assert "torch" in names

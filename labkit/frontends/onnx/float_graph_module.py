@@ -27,6 +27,11 @@ from labkit.graph.shapes import Padding
 
 __all__ = ["graph_digest", "module_of", "read_module", "with_torch_names"]
 
+_OF_TRANSFORMERS = (
+    *(float_ops.Constant, float_ops.Embedding, float_ops.LayerNorm, float_ops.MatMul, float_ops.MaskedSoftmax),
+    float_ops.Rescale,
+)
+
 
 def read_module(path: str | Path) -> nn.Module:
     """The float network in the ``.onnx`` file at ``path`` as a torch module in inference mode.
@@ -87,6 +92,8 @@ def module_of(graph: FloatGraph) -> nn.Module:
     for node in graph:
         if node.activation is not Activation.NONE:
             raise UnsupportedOperation(f"{node.name}: this graph is simplified already; hand in the one that was read.")
+        if isinstance(node.op, _OF_TRANSFORMERS):
+            raise UnsupportedOperation(f"{node.name}: {type(node.op).__name__} has no torch module here.")
         inputs = tuple(made[name] for name in node.inputs)
         if isinstance(node.op, float_ops.Input):
             made[node.name] = traced.placeholder(node.name)
@@ -158,6 +165,8 @@ def _layer(node: FloatNode, is_flat: bool) -> nn.Module | None:
             return norm
         case float_ops.Relu():
             return nn.ReLU() if op.kind is Activation.RELU else nn.ReLU6()
+        case float_ops.Gelu():
+            return nn.GELU()
         case float_ops.MaxPool2d():
             if _is_uneven(op.padding):
                 raise UnsupportedOperation(

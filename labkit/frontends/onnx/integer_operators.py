@@ -39,7 +39,25 @@ def _conv(state: Building, node: OnnxNode) -> Value:
     return _made(state, node, (source,), layers.convolution(node, source.tensor, weights, bias), 6)
 
 
+def _product_of_two(state: Building, node: OnnxNode) -> Value:
+    """Two activations (N, B, m, k) and (N, B, k, n), or (N, m, k) and (N, k, n), which become products of one matrix each."""
+    sources = state.activation(node, 0), state.activation(node, 3)
+    if {len(source.tensor.shape) for source in sources} != {2}:
+        return _made(state, node, sources, layers.matrix_product(node, sources), 6)
+    name = node.outputs[0]
+    a, b = (
+        state.add_between(name, int_ops.Reshape((1, *source.tensor.shape)), (source,), source.tensor)
+        for source in sources
+    )
+    spec, params = activation_grid(node, *state.grid_arrays(node, 6, a.tensor.dtype))
+    output = Tensor((), spec, params)
+    made = state.add_between(name, layers.matrix_product(node, (a, b))(output, (None, None)), (a, b), output)
+    return state.add(name, int_ops.Reshape(made.tensor.shape[1:]), (made,), output)
+
+
 def _matmul(state: Building, node: OnnxNode) -> Value:
+    if state.name(node, 3) not in state.constants:
+        return _product_of_two(state, node)
     source, weights = state.activation(node, 0), state.weights(node, 3, 1)
     return _made(state, node, (source,), layers.linear(node, source.tensor, transposed(node, weights), None), 6)
 

@@ -6,6 +6,7 @@ All follow labkit's own rules; `labkit.runtimes` remakes them under those of a r
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ __all__ = [
     "convolution",
     "global_average",
     "linear",
+    "matrix_product",
     "product",
     "rescaling",
 ]
@@ -83,6 +85,27 @@ def linear(node: OnnxNode, source: Tensor, weights: Weights, bias: NDArray[np.in
         return int_ops.Linear(weight, offsets, labkit_rules.requantizer(multiplier, output, bounds))
 
     return make
+
+
+def matrix_product(node: OnnxNode, sources: tuple[Integers, Integers]) -> Make:
+    """The matrix products of the two activations ``sources`` of ``node``, (B, m, k) and (B, k, n).
+
+    Raises
+    ------
+    UnsupportedOperation
+        They are not of that form: a batch would be multiplied, or one of them broadcast.
+    """
+    a, b = (source.tensor for source in sources)
+    if len(a.shape) != 3 or len(b.shape) != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1]:
+        raise refuse(
+            node, f"it multiplies (N, {a.shape}) and (N, {b.shape}); labkit multiplies (N, B, m, k) and (N, B, k, n)."
+        )
+    return lambda output, bounds: _clamped_product(a, b, output, bounds)
+
+
+def _clamped_product(a: Tensor, b: Tensor, output: Tensor, bounds: RealBounds) -> IntOp:
+    made = labkit_rules.matmul((a, b), output)
+    return replace(made, requantizer=replace(made.requantizer, clamp=clamp_even(bounds, output)))
 
 
 def addition(node: OnnxNode, sources: tuple[Integers, Integers], subtracts: bool = False) -> Make:

@@ -126,6 +126,9 @@ def _gemm(state: Building, node: OnnxNode) -> Value:
 
 
 def _matmul(state: Building, node: OnnxNode) -> Value:
+    if isinstance(state.values.get(state.name(node, 1)), Dequantized):
+        sources = _source(state, node), _source(state, node, 1)
+        return _pending(node, sources, layers.matrix_product(node, sources))
     source, weights = _source(state, node), _weights(state, node)
     make = layers.linear(node, source.tensor, transposed(node, weights), None)
     return _pending(node, (source,), make, in_float=weights.bits < 8)

@@ -35,7 +35,7 @@ def multiply(net: Network, op: FileOperator) -> None:
 
 
 def function(net: Network, op: FileOperator) -> None:
-    """Make the nodes of ``net`` for ``op``, LOGISTIC, TANH, RELU, RELU6 and RELU_N1_TO_1: a table.
+    """Make the nodes of ``net`` for ``op``, LOGISTIC, TANH, GELU, RELU, RELU6 and RELU_N1_TO_1: a table.
 
     Raises
     ------
@@ -48,7 +48,8 @@ def function(net: Network, op: FileOperator) -> None:
             f"LOGISTIC puts out numbers of scale 1/256, but {scale_of(output):g} is declared for {net.title(op)}."
         )
     _check_kinds(net, op, source[1], output)
-    net.emit(op, labkit_lookup(op.code.lower(), source[1], output), (source,), output)
+    name = "gelu_tanh" if op.code == "GELU" and op.options["approximate"] else op.code.lower()
+    net.emit(op, labkit_lookup(name, source[1], output), (source,), output)
 
 
 def shares(net: Network, op: FileOperator) -> None:

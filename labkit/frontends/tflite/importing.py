@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from labkit.errors import LabkitError, ModelError, UnsupportedOperation
 from labkit.frontends.onnx.tensors import read_regular_file
-from labkit.frontends.tflite import elementwise, layers, layout
+from labkit.frontends.tflite import elementwise, layers, layout, products
 from labkit.frontends.tflite.file import LARGEST_FILE, FileOperator, read_file
 from labkit.frontends.tflite.network import Network
 from labkit.graph.ir import IntGraph
@@ -20,12 +20,14 @@ SUPPORTED: Mapping[str, Callable[[Network, FileOperator], None]] = MappingProxyT
         "ADD": elementwise.sum_or_difference,
         "ARG_MAX": elementwise.arg_max,
         "AVERAGE_POOL_2D": layers.average_pool,
+        "BATCH_MATMUL": products.batch_matmul,
         "CONCATENATION": layout.concatenate,
         "CONV_2D": layers.convolution,
         "DEPTHWISE_CONV_2D": layers.depthwise,
         "DEQUANTIZE": elementwise.dequantize,
         "EXPAND_DIMS": layout.reshape,
         "FULLY_CONNECTED": layers.fully_connected,
+        "GELU": elementwise.function,
         "LOGISTIC": elementwise.function,
         "MAX_POOL_2D": layers.max_pool,
         "MEAN": layers.mean,

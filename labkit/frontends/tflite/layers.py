@@ -109,7 +109,7 @@ def average_pool(net: Network, op: FileOperator) -> None:
 
 
 def mean(net: Network, op: FileOperator) -> None:
-    """Make the nodes of ``net`` for ``op``, MEAN over rows, columns or both of an image.
+    """Make the nodes of ``net`` for ``op``, MEAN over rows, columns or both of an image, or any axes of fewer dimensions.
 
     Raises
     ------
@@ -117,11 +117,16 @@ def mean(net: Network, op: FileOperator) -> None:
         Its shapes or numbers do not fit.
     """
     source, output = net.source(op, 0), net.quantized(net.output(op))
-    axes = {int(axis) % 4 if -4 <= axis < 4 else -1 for axis in net.integers(op, 1).reshape(-1)}
-    if not source[1].channels_last or not axes or not axes <= {1, 2}:
+    count = len(net.tensor(op, 0).shape)
+    axes = {int(axis) % count if -count <= axis < count else -1 for axis in net.integers(op, 1).reshape(-1)}
+    if not axes or not axes <= ({1, 2} if count == 4 else set(range(1, min(count, 4)))):
         raise net.unsupported(
-            op, f"the axes {sorted(axes)} of {net.tensor(op, 0).shape}; rows and columns of an image are"
+            op,
+            f"the axes {sorted(axes)} of {net.tensor(op, 0).shape}; rows and columns of an image, or axes of a sequence are",
         )
+    if count < 4:
+        _mean_of_sequence(net, op, source, axes)
+        return
     channels, *image = source[1].shape
     kernel = tuple(size if axis + 1 in axes else 1 for axis, size in enumerate(image))
     kept = replace(output, shape=(channels, image[0] // kernel[0], image[1] // kernel[1]), channels_last=True)
@@ -139,6 +144,31 @@ def mean(net: Network, op: FileOperator) -> None:
             f"{op.code} for {net.title(op)} keeps its axes, but the shape {list(output.shape)} is declared."
         )
     net.emit_reshaped(op, net.in_file_order(op, net.helper(op, "mean", made, (source,), kept)))
+
+
+def _mean_of_sequence(net: Network, op: FileOperator, source: Source, axes: set[int]) -> None:
+    """MEAN of (N, T, D) along T, D or both, or of (N, D) along D: the pool of a sequence whose last axis is averaged."""
+    output, shape = net.quantized(net.output(op)), source[1].shape
+    wanted = tuple(
+        1 if i + 1 in axes else s for i, s in enumerate(shape) if i + 1 not in axes or op.options["keep_dims"]
+    )
+    if output.shape != wanted:
+        raise ModelError(
+            f"{op.code} for {net.title(op)} gives {list(wanted)}, but the shape {list(output.shape)} is declared."
+        )
+    if len(shape) == 2 and axes == {1}:
+        tensor = replace(source[1], shape=(shape[1], shape[0]))
+        source = net.helper(op, "turned", int_ops.Transpose((1, 0)), (source,), tensor)
+    elif len(axes) == len(shape):
+        tensor = replace(source[1], shape=(1, math.prod(shape)))
+        source = net.helper(op, "row", int_ops.Reshape(tensor.shape), (source,), tensor)
+    channels, length = source[1].shape
+    made = int_ops.AdaptiveAveragePool2d((1, 1), requantizer(scale_of(source[1]) / (scale_of(output) * length), output))
+    if output.shape == (channels, 1):
+        net.emit(op, made, (source,), output)
+        return
+    mean = net.helper(op, "mean", made, (source,), replace(output, shape=(channels, 1)))
+    net.emit(op, int_ops.Reshape(output.shape), (mean,), output)
 
 
 def _convolve(

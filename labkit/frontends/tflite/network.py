@@ -306,8 +306,9 @@ class Network:
             self.emit(op, int_ops.Reshape(target.shape), (source,), target)
             return
         plain = replace(target, shape=(rows, columns, target.shape[0]), channels_last=False)
-        reshaped = self.helper(op, "hwc", int_ops.Reshape(plain.shape), (source,), plain)
-        self.emit(op, int_ops.Transpose((2, 0, 1)), (reshaped,), target)
+        if source[1].shape != plain.shape:
+            source = self.helper(op, "hwc", int_ops.Reshape(plain.shape), (source,), plain)
+        self.emit(op, int_ops.Transpose((2, 0, 1)), (source,), target)
 
     def constant(
         self, tensor: FileTensor, shape: tuple[int, ...] | None = None, op: FileOperator | None = None

@@ -47,6 +47,7 @@ _WINDOW = {0: ("padding", "b"), 1: ("stride_w", "i"), 2: ("stride_h", "i")}
 OPTIONS: Mapping[str, tuple[int, Mapping[int, tuple[str, str]]]] = {
     "ADD": (11, {0: _ACTIVATION}),
     "AVERAGE_POOL_2D": (5, {**_WINDOW, 3: ("filter_w", "i"), 4: ("filter_h", "i"), 5: _ACTIVATION}),
+    "BATCH_MATMUL": (101, {0: ("adj_x", "?"), 1: ("adj_y", "?")}),
     "CONCATENATION": (10, {0: ("axis", "i"), 1: _ACTIVATION}),
     "CONV_2D": (1, {**_WINDOW, 3: _ACTIVATION, 4: ("dilation_w", "i"), 5: ("dilation_h", "i")}),
     "DEPTHWISE_CONV_2D": (
@@ -54,6 +55,7 @@ OPTIONS: Mapping[str, tuple[int, Mapping[int, tuple[str, str]]]] = {
         {**_WINDOW, 3: ("depth_multiplier", "i"), 4: _ACTIVATION, 5: ("dilation_w", "i"), 6: ("dilation_h", "i")},
     ),
     "FULLY_CONNECTED": (8, {0: _ACTIVATION, 1: ("weights_format", "b"), 2: ("keep_dims", "?")}),
+    "GELU": (116, {0: ("approximate", "?")}),
     "MAX_POOL_2D": (5, {**_WINDOW, 3: ("filter_w", "i"), 4: ("filter_h", "i"), 5: _ACTIVATION}),
     "MEAN": (27, {0: ("keep_dims", "?")}),
     "MUL": (21, {0: _ACTIVATION}),

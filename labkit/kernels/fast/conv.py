@@ -71,8 +71,8 @@ def fill_tables(tables: Array, x: Array, y: Array, windows: Windows, first: int,
         tables[1, at] = tables[1, there - 1]
 
 
-def _conv2d(registers: Registers, dot: Dot, is_wide: bool, finish: Finish, name: str) -> Callable[..., int]:
-    positions, at_once = registers.wide if is_wide else (registers.positions, 1)
+def _conv2d(registers: Registers, dot: Dot, shape: tuple[int, int], finish: Finish, name: str) -> Callable[..., int]:
+    positions, at_once = shape
     tile = tile_of(registers, dot, positions, at_once, finish)
     tiles_of_block = BLOCK // positions
 
@@ -186,11 +186,20 @@ def _linear_one(registers: Registers, dot: Dot, finish: Finish, name: str) -> Ca
 
 
 @cache
-def conv2d_kernel(registers: Registers, dot: Dot, panels: int, rule: RoundingRule | None) -> Callable[..., int]:
-    """The convolution kernel for so many ``panels``, finished by ``rule``, or leaving int32 sums where it is None."""
-    is_wide = panels >= registers.wide[1] > 1
-    name = f"conv2d_{registers.value}_{dot.value}_{'wide' if is_wide else 'narrow'}_{rule.value if rule else 'sums'}"
-    return _conv2d(registers, dot, is_wide, finish_for(rule), name)
+def conv2d_kernel(
+    registers: Registers, dot: Dot, panels: int, rule: RoundingRule | None, takes_threes: bool = True
+) -> Callable[..., int]:
+    """The convolution kernel for so many ``panels``, finished by ``rule``, or leaving int32 sums where it is None.
+
+    It takes some panels at a time: three where they come out even and that is fast, unless it ``takes_threes`` never.
+    """
+    kind, shape = "narrow", (registers.positions, 1)
+    if takes_threes and panels % 3 == 0 and (registers, dot) == (Registers.BITS_512, Dot.QUADS_VNNI):
+        kind, shape = "threes", registers.threes
+    elif panels >= registers.wide[1] > 1:
+        kind, shape = "wide", registers.wide
+    name = f"conv2d_{registers.value}_{dot.value}_{kind}_{rule.value if rule else 'sums'}"
+    return _conv2d(registers, dot, shape, finish_for(rule), name)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ __all__ = [
     "add_vectors",
     "copy_to_rows",
     "dequantize",
+    "dequantize_rows",
     "give_integers",
+    "give_rows",
     "quantize",
     "quantize_signs",
     "split_multipliers",
@@ -103,7 +106,7 @@ def dequantize(
 
 @jit
 def take_integers(part: int, parts: int, images: int, given: Array, y: Array, above: Array, corner: Corner) -> int:
-    """int8 or uint8 ``given`` [N, C, H, W] to int16 or uint8 ``y`` [N', H', W', C'].
+    """Integers ``given`` [N, C, H, W] of any dtype to int16, uint8 or int32 ``y`` [N', H', W', C'].
 
     part, parts : the share of this call, of all rows of all images
     above : int64 [1], what the integers are above the numbers stored in ``y``
@@ -138,6 +141,43 @@ def give_integers(part: int, parts: int, images: int, x: Array, given: Array, ab
 
 
 @jit
+def dequantize_rows(
+    part: int, parts: int, images: int, x: Array, real: Array, scale: Array, zero: int, steps: tuple[int, int]
+) -> int:
+    """As `dequantize` where the last axis of the image is contiguous in ``x``, which starts with its first element.
+
+    ``part`` of ``parts`` is the share of this call, of all rows of all images; ``steps`` are elements from one channel and
+    from one row to the next.
+    """
+    _, channels, height, width = real.shape
+    factor, offset = scale[0], np.int32(zero)
+    first, end = share(images * channels * height, part, parts)
+    for line in range(first, end):
+        n, row = line // (channels * height), line % (channels * height)
+        c, i = row // height, row % height
+        start = c * steps[0] + i * steps[1]
+        source, target = x[n].reshape(-1)[start : start + width], real[n, c, i]
+        for j in range(width):
+            target[j] = np.float32(np.int32(source[j]) - offset) * factor
+    return 0
+
+
+@jit
+def give_rows(part: int, parts: int, images: int, x: Array, given: Array, above: Array, steps: tuple[int, int]) -> int:
+    """As `give_integers` in the manner of `dequantize_rows`, with its ``part``, ``parts`` and ``steps``; ``above`` int64 [1]."""
+    _, channels, height, width = given.shape
+    first, end = share(images * channels * height, part, parts)
+    for line in range(first, end):
+        n, row = line // (channels * height), line % (channels * height)
+        c, i = row // height, row % height
+        start = c * steps[0] + i * steps[1]
+        source, target = x[n].reshape(-1)[start : start + width], given[n, c, i]
+        for j in range(width):
+            target[j] = np.int32(source[j]) + np.int32(above[0])
+    return 0
+
+
+@jit
 def copy_to_rows(part: int, parts: int, images: int, x: Array, y: Array, patch: Patch) -> int:
     """An image (H, W, C) in ``x`` to one row of numbers in the order C, H, W in ``y`` [N, 1, 1, C * H * W].
 
@@ -153,12 +193,15 @@ def copy_to_rows(part: int, parts: int, images: int, x: Array, y: Array, patch: 
     return 0
 
 
-def split_multipliers(multipliers: Array, shift: int) -> tuple[int, int, int] | None:
+def split_multipliers(
+    multipliers: Array, shift: int, largest: Sequence[int] = (255, 255)
+) -> tuple[int, int, int] | None:
     """The numbers of `add_vectors`: high halves, low halves and shift. None where 32 bits do not suffice.
 
     With ``m = high * 2**15 + low`` and 0 <= low < 2**15 the sum of eq. 19 is ``H * 2**15 + L`` with ``H = a high_0 +
-    b high_1`` and ``L = a low_0 + b low_1``, both below 2**24 for |a|, |b| <= 255. From a shift of 16 on the half that is
-    added is a multiple of 2**15, and shifting by 15 first loses nothing that a floor would look at::
+    b high_1`` and ``L = a low_0 + b low_1``, both below 2**24 for |a|, |b| <= 255; ``largest`` of the two, up to 2**15, decide
+    whether they fit 32 bits. From a shift of 16 on the half that is added is a multiple of 2**15, and shifting by 15 first
+    loses nothing that a floor would look at::
 
         (H * 2**15 + L + 2**(shift - 1)) >> shift = (H + (L >> 15) + 2**(shift - 16)) >> (shift - 15)
 
@@ -166,6 +209,9 @@ def split_multipliers(multipliers: Array, shift: int) -> tuple[int, int, int] | 
     """
     high, low = multipliers.astype(np.int64) >> 15, multipliers.astype(np.int64) & (2**15 - 1)
     if not (16 <= shift <= 45 and high.min() >= 0 and high.max() < 2**15):
+        return None
+    sums = [sum(int(a) * int(part) for a, part in zip(largest, parts, strict=True)) for parts in (high, low)]
+    if sums[1] >= 2**31 or sums[0] + (sums[1] >> 15) + 1 + (1 << (shift - 16)) >= 2**31:
         return None
     return int(high[0] | high[1] << 16), int(low[0] | low[1] << 16), shift - 15
 
@@ -274,7 +320,7 @@ def add(
     part, parts : the share of this call, of all rows of all images
     a, b, y : int16 or uint8 [N, H, W, C], in each of which one of ``zeros`` stands for real 0
 
-    |a|, |b| <= 255 and 32-bit ``multipliers`` keep the sum below 2**41, and half of 2**62 on top fits int64.
+    |a|, |b| <= 2**15 and 32-bit ``multipliers`` keep the sum below 2**48, and half of 2**62 on top fits int64.
     """
     first_multiplier, second_multiplier, half = multipliers[0], multipliers[1], np.int64(1) << (shift - 1)
     first, end = share(images * patch.height, part, parts)

@@ -42,10 +42,12 @@ _PAIRS_OF_ONE = {Registers.BITS_256: 2, Registers.BITS_512: 4}
 _MANY = {Registers.BITS_256: (2, 1), Registers.BITS_512: (4, 2)}  # positions and pairs where there are several images
 
 
-def wraps_nowhere(weights: NDArray[np.integer], largest: int) -> bool:
-    """Whether 16 times any sum of ``weights`` [O, ...] times inputs up to ``largest`` in magnitude fits int32."""
-    sums = np.abs(weights.astype(np.int64)).reshape(weights.shape[0], -1).sum(axis=1) * largest
-    return bool(np.all(16 * sums < 2**31))
+def wraps_nowhere(magnitudes: NDArray[np.int64], largest: int) -> bool:
+    """Whether 16 times any sum of weights times inputs up to ``largest`` in magnitude fits int32.
+
+    ``magnitudes`` int64 [O] are the sums of the weights' magnitudes for each output.
+    """
+    return bool(np.all(16 * magnitudes * largest < 2**31))
 
 
 @dataclass(frozen=True)

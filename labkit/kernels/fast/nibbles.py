@@ -75,7 +75,7 @@ def conv2d_nibbles_kernel(registers: Registers, dot: Dot, panels: int, rule: Rou
 
     It takes one buffer more, after the tables: int8 [panels_at_once, runs, groups, 16, group], scratch.
     """
-    convolve = conv2d_kernel(registers, dot, panels, rule)
+    convolve = conv2d_kernel(registers, dot, panels, rule, takes_threes=False)
     is_wide = panels >= registers.wide[1] > 1
 
     def conv2d_nibbles(

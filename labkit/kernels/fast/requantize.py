@@ -25,7 +25,7 @@ from labkit.kernels.fast.packing import two_factors
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
 
-__all__ = ["REQUANTIZE", "REQUANTIZE_VECTORS", "Patch", "multiplier_tables"]
+__all__ = ["REQUANTIZE", "REQUANTIZE_VECTORS", "RULES", "Patch", "multiplier_tables"]
 
 Array = NDArray[Any]
 Reals = NDArray[np.float64]  # of one channel, see `multiplier_tables`
@@ -158,17 +158,18 @@ def _over_pixels(rule: Callable[..., Any]) -> Callable[..., int]:
     return jit(requantize)
 
 
-REQUANTIZE = MappingProxyType(
+RULES = MappingProxyType(
     {
-        RoundingRule.SINGLE: _over_pixels(_single),
-        RoundingRule.GEMMLOWP: _over_pixels(_gemmlowp),
-        RoundingRule.GEMMLOWP_UP: _over_pixels(_gemmlowp_up),
-        RoundingRule.DYADIC: _over_pixels(_dyadic),
-        RoundingRule.FLOAT32_EVEN: _over_pixels(_float32_even),
-        RoundingRule.FLOAT64_AWAY: _over_pixels(_float64_away),
-        RoundingRule.FLOAT32_TWICE: _over_pixels(_float32_twice),
+        RoundingRule.SINGLE: _single,
+        RoundingRule.GEMMLOWP: _gemmlowp,
+        RoundingRule.GEMMLOWP_UP: _gemmlowp_up,
+        RoundingRule.DYADIC: _dyadic,
+        RoundingRule.FLOAT32_EVEN: _float32_even,
+        RoundingRule.FLOAT64_AWAY: _float64_away,
+        RoundingRule.FLOAT32_TWICE: _float32_twice,
     }
-)  # by `finish.finish_rule`
+)  # by `finish.finish_rule`: (sum, mantissa, exponent, reals, inside) to the rounded number, and whether the rule takes it
+REQUANTIZE = MappingProxyType({rule: _over_pixels(function) for rule, function in RULES.items()})
 
 
 def _over_vectors(finish: Finish, name: str) -> Callable[..., int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from labkit.errors import UnsupportedOperation
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph
 
@@ -27,12 +28,22 @@ def find_blocks(graph: FloatGraph) -> tuple[Block, ...]:
 
     A residual block ends in an addition and holds all from the last node that every way to it passes through.
     Blocks that share a node become one.
+
+    Raises
+    ------
+    UnsupportedOperation
+        What an addition takes has no tensor in common.
     """
     found: list[set[str]] = []
     gates = _gates(graph)
     for node in graph:
         if not isinstance(node.op, float_ops.Add):
             continue
+        if len(gates[node.name]) < 2:
+            raise UnsupportedOperation(
+                f"{node.name}: what it adds up has no tensor in common, so that it ends no residual block: it takes a constant, "
+                f"or comes from several inputs. Choose a rounding that goes layer by layer, such as 'descent'."
+            )
         nodes = _between(graph, gates[node.name][-2], node.name)
         for other in [known for known in found if known & nodes]:
             found.remove(other)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from labkit.arithmetic.affine import QTensor
-from labkit.errors import InputError, QuantizationError
+from labkit.errors import QuantizationError
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph, FloatNode
-from labkit.quantization.batches import image_batches
 from labkit.quantization.calibration import Calibration
+from labkit.quantization.convert import quantize_table
+from labkit.quantization.inputs import Given, GraphOfInputs, named_batches
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.weight_rounding.activation_ranges import output_error_chooser
 from labkit.quantization.weight_rounding.blocks import Block, find_blocks
@@ -50,7 +51,7 @@ def round_weights(
     graph : after `passes.simplify`
     calibration : a range for each tensor
     plan : bits and grids
-    batches : calibration images as `calibrate` takes them; the first ``options.images`` are used
+    batches : calibration images or sentences as `calibrate` takes them; the first ``options.images`` are used
     method : one of `METHODS`
     options : of the problem, the grid and the search
     seed : of all that is random
@@ -65,7 +66,8 @@ def round_weights(
     Raises
     ------
     QuantizationError
-        There is no such method, there are no images, or a scale cannot be chosen.
+        There is no such method, there are no images, or a scale cannot be chosen; or sentences of several lengths are handed to
+        a method that compares outputs image by image.
     InputError
         The images do not fit the network.
     """
@@ -75,9 +77,15 @@ def round_weights(
         raise QuantizationError(f"The rounding method must be one of {', '.join(METHODS)}, got {method!r}.")
     after_activation = method in BLOCK_METHODS or (method == "adaround-images" and options.with_activation)
     options = replace(options, correct_bias=options.corrects_bias(after_activation))
-    images = _images(graph, batches, options.images)
     chooser = output_error_chooser(options.omse_up_to) if options.activation_ranges == "omse" else None
-    prefix = Prefix(graph, calibration, plan, images, chooser)
+    groups = _groups(graph, batches, options.images)
+    if len(groups) > 1 and (method in BLOCK_METHODS or method == "adaround-images"):
+        raise QuantizationError(
+            f"{method!r} compares outputs image by image and takes inputs of one shape, got {len(groups)} lengths. Take a method "
+            f"that looks at quadratic forms, such as 'gptq+descent'."
+        )
+    prefixes = [Prefix(one, calibration, plan, given, None if i else chooser) for i, (one, given) in enumerate(groups)]
+    prefix = prefixes[0]
     run = _Run(method, plan, options, seed)
     if method in BLOCK_METHODS:
         by_first = {block.nodes[0]: block for block in (find_blocks(graph) if blocks is None else blocks)}
@@ -92,11 +100,11 @@ def round_weights(
             run.reconstructed |= reconstruct_block(prefix, block, plan, options, method == "qdrop", seed + index)
             run.search_seconds += time.perf_counter() - started_block
         if not isinstance(node.op, float_ops.Conv2d | float_ops.Linear):
-            prefix.step(node)
+            _step(prefixes, node, _rounded_table(node, plan))
             continue
-        output = prefix.output(node)
-        problem = layer_problem(prefix, node, output, options, seed + index)
-        prefix.step(node, run.layer(node, problem, np.random.default_rng((seed, index))), output)
+        outputs = [one.output(node) for one in prefixes]
+        problem = layer_problem(prefixes, node, outputs, options, seed + index)
+        _step(prefixes, node, run.layer(node, problem, np.random.default_rng((seed, index))), outputs)
     if progress is not None:
         progress(len(graph.nodes), len(graph.nodes))
     nodes = tuple(replace(node, op=run.ops.get(node.name, node.op)) for node in graph)
@@ -155,12 +163,35 @@ class _Run:
         return replace(op, weight=self.weights[node.name].dequantized(), bias=bias)
 
 
-def _images(graph: FloatGraph, batches: Any, count: int) -> torch.Tensor:
-    """The first ``count`` images, as one tensor."""
-    parts, have = [], 0
-    for batch in image_batches(batches):
-        parts.append(batch[: count - have])
-        have += len(parts[-1])
+def _step(
+    prefixes: Sequence[Prefix],
+    node: FloatNode,
+    quantized: Layer | float_ops.Embedding | None,
+    outputs: Sequence[torch.Tensor] | None = None,
+) -> None:
+    """`Prefix.step` of ``node`` for all lengths: the first chooses a range where ranges are chosen, the others take it."""
+    for index, prefix in enumerate(prefixes):
+        prefix.calibration = prefixes[0].calibration
+        prefix.step(prefix.graph[node.name], quantized, None if outputs is None else outputs[index])
+
+
+def _rounded_table(node: FloatNode, plan: BitPlan) -> float_ops.Embedding | None:
+    """An embedding with the table that its integers will stand for; they are rounded to nearest."""
+    if not isinstance(node.op, float_ops.Embedding):
+        return None
+    table = quantize_table(node.name, node.op.weight, plan.weight_spec(node.name), plan.weight_ranges)
+    return replace(node.op, weight=table.dequantized())
+
+
+def _groups(graph: FloatGraph, batches: Any, count: int) -> list[tuple[FloatGraph, dict[str, torch.Tensor]]]:
+    """The first ``count`` images in groups of one shape, each with the network for it and tensors by input name."""
+    graph_of, have = GraphOfInputs(graph), 0
+    found: dict[int, tuple[FloatGraph, list[Given]]] = {}
+    for given in named_batches(graph, batches):
+        part = {name: array[: count - have] for name, array in given.items()}
+        network = graph_of(part)
+        found.setdefault(id(network), (network, []))[1].append(part)
+        have += len(part[graph.inputs[0]])
         if have >= count:
             break
     if not have:
@@ -168,8 +199,7 @@ def _images(graph: FloatGraph, batches: Any, count: int) -> torch.Tensor:
             "There are no calibration images, so nothing tells which rounding is better. Hand in about a thousand images "
             "like those of training."
         )
-    shapes: Mapping[tuple[int, ...], object] = dict.fromkeys(part.shape[1:] for part in parts)
-    wanted = graph[graph.inputs[0]].op.shape  # type: ignore[union-attr]
-    if set(shapes) != {wanted}:
-        raise InputError(f"The calibration images have shape {next(iter(shapes))}, the network takes {wanted}.")
-    return torch.from_numpy(np.concatenate(parts))
+    return [
+        (network, {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in graph.inputs})
+        for network, parts in found.values()
+    ]

@@ -13,6 +13,7 @@ group share one G, and channels do not interact (their appendix B).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,8 +105,8 @@ class Gram:
 
 def collect_gram(
     op: Layer,
-    inputs: torch.Tensor,
-    target: torch.Tensor,
+    inputs: torch.Tensor | Sequence[torch.Tensor],
+    target: torch.Tensor | Sequence[torch.Tensor],
     samples: int = 32768,
     centred: bool = True,
     seed: int = 0,
@@ -115,8 +116,9 @@ def collect_gram(
     Parameters
     ----------
     op : a convolution or linear layer
-    inputs : float32 [N, ...], what the layer is given (for the asymmetric form: by the quantized layers before it)
-    target : float32 [N, ...], what it shall put out, before its activation
+    inputs : float32 [N, ...], what the layer is given (for the asymmetric form: by the quantized layers before it); or several
+        such, of sequences of several lengths
+    target : float32 [N, ...], or as many, what it shall put out, before its activation
     samples : about how many windows to look at, the same number in every image at places drawn at random
     centred : take the means out, so that the bias is free; else it stays as it is
     seed : of the places
@@ -126,25 +128,23 @@ def collect_gram(
     InputError
         There are no images, or ``inputs`` and ``target`` do not fit each other.
     """
-    if len(inputs) == 0 or len(inputs) != len(target):
+    xs = [inputs] if isinstance(inputs, torch.Tensor) else list(inputs)
+    ys = [target] if isinstance(target, torch.Tensor) else list(target)
+    images = sum(map(len, xs))
+    if images == 0 or list(map(len, xs)) != list(map(len, ys)):
         raise InputError(
-            f"A layer's quadratic form needs as many inputs as targets and at least one, got {len(inputs)} and {len(target)}."
+            f"A layer's quadratic form needs as many inputs as targets and at least one, got {images} and {sum(map(len, ys))}."
         )
     groups = op.groups if isinstance(op, float_ops.Conv2d) else 1
     outputs, depth = len(op.weight), op.weight[0].size
-    positions = int(np.prod(target.shape[2:])) if isinstance(op, float_ops.Conv2d) else int(np.prod(target.shape[1:-1]))
-    wanted = min(positions, max(1, -(-samples // len(inputs))))
-    images = max(1, min(len(inputs), _CHUNK_NUMBERS // (wanted * depth * groups)))
+    wanted = max(1, -(-samples // images))
     generator = np.random.default_rng(seed)
     gram, cross = np.zeros((groups, depth, depth)), np.zeros((outputs, depth))
     sums, target_sums, energy, count = np.zeros((groups, depth)), np.zeros(outputs), np.zeros(outputs), 0
     bias = np.zeros(outputs) if op.bias is None else op.bias.astype(np.float64)
     offset = torch.from_numpy((np.zeros(outputs) if centred else bias).astype(np.float32))
     with torch.no_grad():
-        for start in range(0, len(inputs), images):
-            chunk = slice(start, start + images)
-            places = _draw_places(generator, len(inputs[chunk]), positions, wanted)
-            x, y = window_rows(op, inputs[chunk], target[chunk], places)
+        for x, y in _drawn_rows(op, xs, ys, wanted, generator):
             y = y - offset
             by_group = y.reshape(len(y), groups, -1).permute(1, 2, 0)  # [groups, O / groups, samples]
             gram += (x.transpose(1, 2) @ x).numpy()
@@ -160,6 +160,24 @@ def collect_gram(
     gram -= mean[:, :, None] * mean[:, None, :]
     cross -= target_mean[:, None] * np.repeat(mean, outputs // groups, axis=0)
     return Gram(gram, cross, energy - target_mean**2, mean, target_mean, count)
+
+
+def _drawn_rows(
+    op: Layer,
+    inputs: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    wanted: int,
+    generator: np.random.Generator,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """`window_rows` at up to ``wanted`` places of each image, for some images at a time."""
+    groups = op.groups if isinstance(op, float_ops.Conv2d) else 1
+    for x, y in zip(inputs, targets, strict=True):
+        positions = int(np.prod(y.shape[2:])) if isinstance(op, float_ops.Conv2d) else int(np.prod(y.shape[1:-1]))
+        taken = min(positions, wanted)
+        step = max(1, min(len(x), _CHUNK_NUMBERS // (taken * op.weight[0].size * groups)))
+        for start in range(0, len(x), step):
+            chunk = slice(start, start + step)
+            yield window_rows(op, x[chunk], y[chunk], _draw_places(generator, len(x[chunk]), positions, taken))
 
 
 def window_rows(

@@ -7,7 +7,7 @@ tensors of all images and not the network's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -33,9 +33,9 @@ RangeChooser = Callable[["Prefix", FloatNode, torch.Tensor], tuple[float, float]
 class Prefix:
     """The part of a network that has been quantized so far, on some images.
 
-    graph : simplified FloatGraph with one input.
+    graph : simplified FloatGraph.
     plan : bits.
-    images : float32 [N, ...].
+    images : float32 [N, ...]; for several inputs tensors [N, ...] by name.
     calibration : a range for each tensor; where a ``choose_range`` is given, it holds the ranges chosen so far.
     floats, rounded : results of the float network and of its twin by node name, while a later node takes them.
     tensors : grid and scale by node name.
@@ -43,7 +43,7 @@ class Prefix:
     Raises
     ------
     ModelError
-        The network has several inputs.
+        The images are not given by the names of the network's inputs.
     """
 
     def __init__(
@@ -51,19 +51,28 @@ class Prefix:
         graph: FloatGraph,
         calibration: Calibration,
         plan: BitPlan,
-        images: torch.Tensor,
+        images: torch.Tensor | Mapping[str, torch.Tensor],
         choose_range: RangeChooser | None = None,
     ) -> None:
-        if len(graph.inputs) != 1:
-            raise ModelError(f"Rounding feeds one input, this network has {', '.join(graph.inputs)}.")
+        given = dict(images) if isinstance(images, Mapping) else {graph.inputs[0]: images}
+        if set(given) != set(graph.inputs):
+            raise ModelError(
+                f"Rounding runs the network on its inputs {', '.join(graph.inputs)}, got {', '.join(given)}. Hand in a dict of "
+                f"tensors by these names."
+            )
         self.graph, self.plan, self.calibration = graph, plan, calibration
         self.floats: dict[str, torch.Tensor] = {}
         self.rounded: dict[str, torch.Tensor] = {}
         self.tensors: dict[str, Tensor] = {}
-        self.images = images
+        self.given = given
         self._choose_range = choose_range
         self._observed = frozenset(observed_names(graph))
         self._last_use = {name: node.name for node in graph for name in node.inputs}
+
+    @property
+    def images(self) -> torch.Tensor:
+        """What the first input is given: float32 [N, ...]."""
+        return self.given[self.graph.inputs[0]]
 
     def output(self, node: FloatNode) -> torch.Tensor:
         """What the float network's ``node`` puts out before its activation: float32 [N, ...]."""
@@ -85,25 +94,25 @@ class Prefix:
             return output
         return output + self.floats[other] - self.rounded[other]
 
-    def step(self, node: FloatNode, quantized: Layer | None = None, output: torch.Tensor | None = None) -> None:
+    def step(
+        self, node: FloatNode, quantized: Layer | float_ops.Embedding | None = None, output: torch.Tensor | None = None
+    ) -> None:
         """Compute ``node`` in both networks, and drop what no later node takes.
 
         Parameters
         ----------
         node : the next one of the graph
-        quantized : for a layer, the same with the weights that its integers stand for and the bias that goes with them
+        quantized : for a layer or an embedding, the same with the weights that its integers stand for, and the bias that goes
+            with them
         output : float32 [N, ...], the result of `output` where it is at hand
         """
         if isinstance(node.op, float_ops.Input):
-            value = self.floats[node.name] = self.images
+            value = self.floats[node.name] = self.given[node.name]
         else:
             self.floats[node.name] = (
-                run_in_chunks(node, [self.floats[name] for name in node.inputs])
-                if output is None
-                else _activated(output, node.activation)
+                self._run(node, self.floats) if output is None else _activated(output, node.activation)
             )
-            twin = node if quantized is None else replace(node, op=quantized)
-            value = run_in_chunks(twin, [self.rounded[name] for name in node.inputs])
+            value = self._run(node if quantized is None else replace(node, op=quantized), self.rounded)
         if self._choose_range is not None and node.name in self._observed:
             ends = self._choose_range(self, node, value)
             ranges = {**self.calibration.ranges, node.name: ends}
@@ -114,6 +123,11 @@ class Prefix:
         for name in {*node.inputs, node.name}:
             if self._last_use.get(name, node.name) == node.name and name not in self.graph.outputs:
                 del self.floats[name], self.rounded[name]
+
+    def _run(self, node: FloatNode, results: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        if isinstance(node.op, float_ops.Constant):
+            return run_node(node, []).expand(len(self.images), *node.op.values.shape)
+        return run_in_chunks(node, [results[name] for name in node.inputs])
 
 
 def run_in_chunks(node: FloatNode, inputs: list[torch.Tensor]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -37,7 +38,8 @@ class LayerProblem:
     weights : float64 [O, K], its rows.
     gram : its quadratic form, as measured.
     held : the same with a ridge towards ``weights``: what is minimised.
-    inputs, target : float32 [N, ...], what it is given, and what it shall put out before its activation.
+    inputs, target : float32 [N, ...], what it is given, and what it shall put out before its activation; of sentences of
+        several lengths those of the first.
     """
 
     name: str
@@ -56,26 +58,28 @@ def weight_rows(op: Layer) -> Rows:
 
 
 def layer_problem(
-    prefix: Prefix, node: FloatNode, output: torch.Tensor, options: RoundingOptions, seed: int
+    prefixes: Sequence[Prefix], node: FloatNode, outputs: Sequence[torch.Tensor], options: RoundingOptions, seed: int
 ) -> LayerProblem:
     """The problem of ``node``, the next layer after a prefix.
 
     Parameters
     ----------
-    prefix : all before it
+    prefixes : all before it, one for each length of sentences; for images one
     node : the layer
-    output : float32 [N, ...], what the float network puts out there before the activation
+    outputs : for each prefix, float32 [N, ...], what the float network puts out there before the activation
     options : which form the problem takes
     seed : of the samples
     """
     op: Layer = node.op  # type: ignore[assignment]
     weights = weight_rows(op)
-    inputs = (prefix.rounded if options.asymmetric else prefix.floats)[node.inputs[0]]
-    target = prefix.target(node, output) if options.asymmetric and options.through_adds else output
-    gram = collect_gram(op, inputs, target, options.samples, options.corrects_bias(False), seed)
+    inputs = [(one.rounded if options.asymmetric else one.floats)[node.inputs[0]] for one in prefixes]
+    targets = list(outputs)
+    if options.asymmetric and options.through_adds:
+        targets = [one.target(node, output) for one, output in zip(prefixes, outputs, strict=True)]
+    gram = collect_gram(op, inputs, targets, options.samples, options.corrects_bias(False), seed)
     scarce = gram.samples < options.scarce_below * weights.shape[1]
     held = gram.with_ridge(weights, options.scarce_ridge if scarce else options.ridge)
-    return LayerProblem(node.name, op, node.activation, weights, gram, held, inputs, target)
+    return LayerProblem(node.name, op, node.activation, weights, gram, held, inputs[0], targets[0])
 
 
 def choose_grid(node: FloatNode, plan: BitPlan, options: RoundingOptions, gram: Gram | None = None) -> RowGrid:

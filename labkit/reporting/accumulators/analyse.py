@@ -10,6 +10,7 @@ from typing import Any
 from labkit.errors import InputError
 from labkit.net import IntegerNet
 from labkit.quantization.batches import checked_batches
+from labkit.reporting.accumulators.ledger import ledger
 from labkit.reporting.accumulators.observed import Watch
 from labkit.reporting.accumulators.results import Analysis, LayerSums
 from labkit.reporting.accumulators.worst_case import worst_case
@@ -37,7 +38,7 @@ def analyse(
     Returns
     -------
     Analysis
-        One entry for each operation that sums or requantizes.
+        One entry for each operation that sums or requantizes, and the ledger of bit widths.
 
     Raises
     ------
@@ -48,8 +49,9 @@ def analyse(
     """
     graph = net.graph
     layers = [found for node in graph if (found := worst_case(graph, node)) is not None]
+    steps = ledger(graph)
     if images is None:
-        return Analysis(tuple(layers), 0, source)
+        return Analysis(tuple(layers), 0, source, steps)
     watch, done = Watch(graph), 0
     numbers = sum(math.prod(graph[name].output.shape) for name in graph.inputs)
     for batch in checked_batches(images, net.checked, max(1, min(BATCH, BATCH * _SMALL_IMAGE // numbers))):
@@ -59,7 +61,8 @@ def analyse(
             progress(done)
     if not done:
         raise InputError("There are no images to analyse the network on. Hand in at least one, or leave them out.")
-    return Analysis(tuple(_with_seen(layer, watch) for layer in layers), done, source)
+    seen = tuple(replace(step, observed=watch.seen_step(step)) for step in steps)
+    return Analysis(tuple(_with_seen(layer, watch) for layer in layers), done, source, seen)
 
 
 def _with_seen(layer: LayerSums, watch: Watch) -> LayerSums:

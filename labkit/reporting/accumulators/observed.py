@@ -13,12 +13,15 @@ from labkit.arithmetic.requantize import Requantizer
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph, IntNode
 from labkit.net import IntegerNet
-from labkit.reporting.accumulators.results import Landing, Span
+from labkit.reporting.accumulators.ledger import SUM
+from labkit.reporting.accumulators.results import Landing, Span, Step
+from labkit.reporting.accumulators.steps import SCALED, gelu_steps, layer_norm_steps, scaled, softmax_steps
 
-__all__ = ["Watch"]
+__all__ = ["Watch", "joined"]
 
 _SIX = 6.0
-_Sum = int_ops.Add | int_ops.AddAwayFromZero
+_Sum = int_ops.Add | int_ops.AddAwayFromZero | int_ops.LayerNorm
+_WithSteps = int_ops.SoftmaxPolynomial | int_ops.GeluPolynomial | int_ops.LayerNorm
 
 
 @dataclass
@@ -32,6 +35,7 @@ class _Tally:
     at_high: int = 0
     cut_low: int = 0
     cut_high: int = 0
+    scaled: Span | None = None
 
     def note(self, sums: NDArray[np.integer], before_clamp: NDArray[np.int64], clamp: tuple[int, int]) -> None:
         if not sums.size:
@@ -57,6 +61,9 @@ class _Watched(Requantizer):
     def before_clamp(self, accumulator: NDArray[np.integer], axis: int = 1) -> NDArray[np.int64]:
         result = super().before_clamp(accumulator, axis)
         self.tally.note(accumulator, result, self.clamp)
+        products = scaled(self, accumulator, axis)
+        if products is not None:
+            self.tally.scaled = joined(self.tally.scaled, products)
         return result
 
 
@@ -70,6 +77,7 @@ class Watch:
 
     def __init__(self, graph: IntGraph) -> None:
         self._tallies: dict[str, _Tally] = {}
+        self._steps: dict[tuple[str, str], Span] = {}
         self._net = IntegerNet(replace(graph, nodes=tuple(self._watched(node) for node in graph)))
 
     def run(self, images: Mapping[str, NDArray[Any]]) -> None:
@@ -85,6 +93,25 @@ class Watch:
             sums, before_clamp = _add_sums(self._net.graph, node, [results[name] for name in node.inputs])
             assert isinstance(node.op, _Sum)
             self._tallies[node.name].note(sums, before_clamp, node.op.clamp)
+        for node in self._net.graph:
+            if isinstance(node.op, _WithSteps):
+                for step, values in _steps_of(self._net.graph, node, [results[name] for name in node.inputs]).items():
+                    span = joined(self._steps.get((node.name, step)), values)
+                    if span is not None:
+                        self._steps[node.name, step] = span
+
+    def seen_step(self, step: Step) -> Span | None:
+        """What the intermediate of ``step`` was so far, or None where it is not seen or no image came."""
+        tally = self._tallies.get(step.name)
+        if (step.name, step.step) in self._steps:
+            return self._steps[step.name, step.step]
+        if tally is None or not tally.outputs or step.step not in (SUM, SCALED):
+            return None
+        if step.step == SCALED:
+            return tally.scaled
+        op = self._net.graph[step.name].op
+        half = 1 << (op.shift - 1) if isinstance(op, int_ops.Add) else 0
+        return Span(tally.low + half, tally.high + half)
 
     def seen(self, name: str) -> tuple[Span, Landing] | None:
         """The sums and the outputs of node ``name`` so far, or None where it has no sums or no image came."""
@@ -132,6 +159,29 @@ class Watch:
         return (node for node in self._net.graph if isinstance(node.op, _Sum))
 
 
+def joined(span: Span | None, values: NDArray[np.integer]) -> Span | None:
+    """``span`` widened to hold ``values``, integers of any shape; None for no integers at all."""
+    if not values.size:
+        return span
+    low, high = int(values.min()), int(values.max())
+    return Span(low, high) if span is None else Span(min(span.low, low), max(span.high, high))
+
+
+def _steps_of(graph: IntGraph, node: IntNode, parts: list[NDArray[Any]]) -> dict[str, NDArray[np.int64]]:
+    """The intermediates of ``node`` on its inputs ``parts``, [N, ...]."""
+    op, x = node.op, parts[0]
+    if isinstance(op, int_ops.SoftmaxPolynomial):
+        mask = None
+        if len(parts) == 2:
+            present = parts[1] != int(graph.inputs_of(node)[1].quantized[1].zero_point)
+            mask = present.reshape(len(present), *(1,) * (x.ndim - 2), present.shape[-1])
+        return softmax_steps(op, x, mask)
+    if isinstance(op, int_ops.GeluPolynomial):
+        return gelu_steps(op, x)
+    assert isinstance(op, int_ops.LayerNorm)
+    return layer_norm_steps(op, x.swapaxes(1, -1))
+
+
 def _watched(requantizer: Requantizer, tally: _Tally) -> _Watched:
     return _Watched(**{f.name: getattr(requantizer, f.name) for f in fields(Requantizer)}, tally=tally)
 
@@ -150,9 +200,13 @@ def _clamp(node: IntNode) -> tuple[int, int]:
 def _add_sums(
     graph: IntGraph, node: IntNode, parts: list[NDArray[np.generic]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The sum of eq. 19 or 38 before its rounding, and its result before its clamp; the sums without a requantizer."""
+    """The sum of eq. 19, 38 or 50 before its rounding, and its result before its clamp; the sums without a requantizer."""
     op = node.op
     assert isinstance(op, _Sum)
+    if isinstance(op, int_ops.LayerNorm):
+        half = 1 << (op.shift - 1)
+        sums = layer_norm_steps(op, parts[0].swapaxes(1, -1))["times gamma, and beta"].swapaxes(1, -1)
+        return sums - half, sums >> op.shift
     sums = np.zeros((len(parts[0]), *node.output.shape), np.int64)
     for part, source, multiplier in zip(parts, graph.inputs_of(node), op.multipliers, strict=True):
         first = np.moveaxis(part, -1, 1) if source.channels_last else part

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-__all__ = ["SCHEMA", "Analysis", "Landing", "LayerSums", "PairRule", "Span"]
+__all__ = ["SCHEMA", "Analysis", "Landing", "LayerSums", "PairRule", "Span", "Step"]
 
 SCHEMA = "labkit.accumulators/1"
 _INT32_BITS, _INT16_BITS = 32, 16
@@ -130,17 +130,43 @@ class LayerSums:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One intermediate integer of an operation: a line of the ledger of bit widths.
+
+    name, operation : of the node, and of its class ("LayerNorm").
+    step : which number this is, in words.
+    equation : its equation in docs/arithmetic.md.
+    worst : what it can be for any input in the input's grid, by bounds.
+    observed : what it was on the images; None without images.
+    """
+
+    name: str
+    operation: str
+    step: str
+    equation: int
+    worst: Span
+    observed: Span | None = None
+
+    @property
+    def register(self) -> str:
+        """The narrower of "int32" and "int64" that holds the worst."""
+        return "int32" if self.worst.bits <= _INT32_BITS else "int64"
+
+
+@dataclass(frozen=True)
 class Analysis:
     """All operations of a network that sum or requantize, in running order.
 
     layers : one entry each.
     images : how many were run; 0 for none.
     source : which images these were, in words.
+    ledger : the intermediates of all operations, with the bits that each needs.
     """
 
     layers: tuple[LayerSums, ...]
     images: int = 0
     source: str = ""
+    ledger: tuple[Step, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values under a ``schema``; all counts, and the bits and shares that follow from them."""
@@ -149,7 +175,16 @@ class Analysis:
             "images": self.images,
             "source": self.source,
             "layers": [_layer_json(layer) for layer in self.layers],
+            "ledger": [_step_json(step) for step in self.ledger],
         }
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    plain = asdict(step) | {"register": step.register}
+    for key, span in (("worst", step.worst), ("observed", step.observed)):
+        if span is not None:
+            plain[key] |= {"bits": span.bits}
+    return plain
 
 
 def _layer_json(layer: LayerSums) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from labkit.reporting.accumulators.results import Analysis, LayerSums
+from labkit.reporting.accumulators.results import Analysis, LayerSums, Step
 
-__all__ = ["analysis_tables"]
+__all__ = ["analysis_tables", "ledger_table"]
 
 _NOTHING = "-"
 _INT32 = 2**31
@@ -23,6 +23,39 @@ _LEGEND = (
     "with which vpmaddubsw (u8 x s8, added in int16) can saturate. Winograd: the transforms that are exact here, F4 for "
     "F(4x4, 3x3), F2 for F(2x2, 3x3). More in docs/analyse.md."
 )
+
+
+_LEDGER_LEGEND = (
+    "Every intermediate integer of the network. Worst: its largest magnitude for any input, by bounds, and the bits of the "
+    "signed integer that holds it; seen: the bits that the images needed. eq.: the equation in docs/arithmetic.md. Where a "
+    "worst case passes 32 bits with its sign, the kernels compute in int64."
+)
+
+
+def ledger_table(analysis: Analysis) -> Group:
+    """The ledger of bit widths of ``analysis``: one row an intermediate, and how many of them need int64."""
+    wide = sum(step.register == "int64" for step in analysis.ledger)
+    table = _table(f"Ledger of bit widths: {len(analysis.ledger):,} intermediates, {wide:,} of them in int64")
+    table.add_column("layer", overflow="fold", min_width=_NAME)
+    table.add_column("step", overflow="fold", min_width=2 * _NAME)
+    for heading in ("eq.", "worst", "bits", "seen", "register"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    name = ""
+    for step in analysis.ledger:
+        table.add_row(Text(step.name if step.name != name else ""), *_step_cells(step))
+        name = step.name
+    return Group(table, Text(_LEDGER_LEGEND, style="dim"))
+
+
+def _step_cells(step: Step) -> list[RenderableType]:
+    return [
+        step.step,
+        str(step.equation),
+        _number(step.worst.magnitude),
+        str(step.worst.bits),
+        _NOTHING if step.observed is None else str(step.observed.bits),
+        step.register,
+    ]
 
 
 def analysis_tables(analysis: Analysis) -> Group:

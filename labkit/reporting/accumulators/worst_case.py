@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from labkit.arithmetic.bounds import accumulator_bound
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.ibert import NORMALISED_BITS
 from labkit.arithmetic.requantize import scale_and_round
 from labkit.arithmetic.windows import adaptive_windows, common_area
 from labkit.graph import int_ops
@@ -18,8 +19,9 @@ from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.kernels.fast import winograd
 from labkit.kernels.fast.packing import DENSE_CHANNELS
 from labkit.reporting.accumulators.results import LayerSums, PairRule, Span
+from labkit.reporting.accumulators.steps import gelu_steps
 
-__all__ = ["pair_rule", "worst_case"]
+__all__ = ["channel_ends", "pair_rule", "worst_case"]
 
 _INT8, _INT16 = np.iinfo(np.int8), np.iinfo(np.int16)
 _Mean = int_ops.AveragePool2d | int_ops.AveragePoolOfValid
@@ -34,6 +36,20 @@ def worst_case(graph: IntGraph, node: IntNode) -> LayerSums | None:
     graph, node : the integer network and a node of it
     """
     return _sums(node.op, graph, node)
+
+
+def channel_ends(graph: IntGraph, node: IntNode) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The lowest and the highest finished sum of each channel of ``node``, a layer or an embedding of ``graph``, bias included.
+
+    int64 [O] each, or for an embedding [V], one for each row of its table. Windows that meet padding are taken for whole ones.
+    """
+    op = node.op
+    if isinstance(op, int_ops.Embedding):
+        table = op.weight.values.astype(np.int64)
+        return table.min(axis=1), table.max(axis=1)
+    assert isinstance(op, int_ops.Conv2d | int_ops.Linear)
+    lowest, highest = (end.reshape(len(end), -1).sum(axis=1) for end in _ends(_centred(op), *_grid(graph, node)))
+    return lowest + op.bias, highest + op.bias
 
 
 def pair_rule(rows: NDArray[np.integer], reach: int) -> PairRule | None:
@@ -188,6 +204,41 @@ def _(op: int_ops.Multiply, graph: IntGraph, node: IntNode) -> LayerSums:
     products = [a * b for a in _grid(graph, node, 0) for b in _grid(graph, node, 1)]
     span = Span(min(products), max(products))
     return LayerSums(node.name, "Multiply", 1, span, span.magnitude)
+
+
+@_sums.register
+def _(op: int_ops.Embedding, graph: IntGraph, node: IntNode) -> LayerSums:
+    """An entry of the table: nothing is summed."""
+    span = Span(int(op.weight.values.min()), int(op.weight.values.max()))
+    return LayerSums(node.name, "Embedding", 1, span, span.magnitude)
+
+
+@_sums.register
+def _(op: int_ops.MatMul, graph: IntGraph, node: IntNode) -> LayerSums:
+    """Both factors can be at any end of their grids for every product of a sum."""
+    shape = graph.inputs_of(node)[0].shape
+    count = shape[1] if op.transpose_a else shape[2]
+    products = [a * b for a in _grid(graph, node, 0) for b in _grid(graph, node, 1)]
+    span = Span(count * min(products), count * max(products))
+    return LayerSums(node.name, "MatMul", count, span, span.magnitude)
+
+
+@_sums.register
+def _(op: int_ops.GeluPolynomial, graph: IntGraph, node: IntNode) -> LayerSums:
+    """The product that is requantized: every integer of the grid is tried."""
+    low, high = _grid(graph, node)
+    products = gelu_steps(op, np.arange(low, high + 1))["times the input"]
+    span = Span(int(products.min()), int(products.max()))
+    return LayerSums(node.name, "GeluPolynomial", 1, span, span.magnitude)
+
+
+@_sums.register
+def _(op: int_ops.LayerNorm, graph: IntGraph, node: IntNode) -> LayerSums:
+    """The normalised number, at most 2**30 in magnitude, times gamma, and beta (eq. 50)."""
+    products = [int(m) << NORMALISED_BITS for m in op.multipliers]
+    ends = [sign * product + int(b) for product, b in zip(products, op.addends, strict=True) for sign in (-1, 1)]
+    span = Span(min(*ends, 0), max(*ends, 0))
+    return LayerSums(node.name, "LayerNorm", 2, span, span.magnitude)
 
 
 @_sums.register

@@ -184,6 +184,18 @@ def qlinear_matmul(draw: Draw, model: Model) -> dict[str, Any]:
     return {"y": draw.dtype}
 
 
+def qlinear_matmul_of_two(draw: Draw, model: Model) -> dict[str, Any]:
+    """Two activations of one type, whose products saturate nowhere: matrices, or heads of them."""
+    batch, rows, depth, columns = (draw.whole(1, largest) for largest in (3, 12, 70, 12))
+    heads = () if draw.whole(0, 2) == 0 else (draw.whole(1, 4),)
+    a, b = draw.grid(), draw.grid()
+    out = draw.grid_of_sums(a.scale * b.scale * np.float32(1 if draw.ties else 64))
+    terms = [model.entry("a", draw.integers((batch, *heads, rows, depth))), *a.terms(model, "a")]
+    terms += [model.entry("b", draw.integers((batch, *heads, depth, columns))), *b.terms(model, "b")]
+    model.node("QLinearMatMul", [*terms, *out.terms(model, "y")], "y")
+    return {"y": draw.dtype}
+
+
 def qgemm(draw: Draw, model: Model) -> dict[str, Any]:
     depth, rows = draw.whole(1, 70), draw.whole(1, 20)
     transposed = draw.one_of(True, False)
@@ -305,6 +317,7 @@ def max_pool(draw: Draw, model: Model) -> dict[str, Any]:
 OPERATORS: dict[str, Callable[[Draw, Model], dict[str, Any]]] = {
     "QLinearConv": qlinear_conv,
     "QLinearMatMul": qlinear_matmul,
+    "QLinearMatMul of two": qlinear_matmul_of_two,
     "QGemm": qgemm,
     "QLinearGlobalAveragePool": qlinear_global_average_pool,
     "QLinearAveragePool": qlinear_average_pool,

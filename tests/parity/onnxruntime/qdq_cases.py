@@ -77,6 +77,15 @@ def gemm(draw: Draw, model: Model) -> dict[str, Any]:
     return closed(draw, model, *activated(draw, model, "c", draw.grid_of_sums(grid.scale * scales)))
 
 
+def matmul_of_two(draw: Draw, model: Model) -> dict[str, Any]:
+    heads, rows, depth, columns = (draw.whole(1, largest) for largest in (4, 12, 70, 12))
+    batch = draw.whole(1, 3)
+    a, first = dequantized(draw, model, "a", (batch, heads, rows, depth))
+    b, second = dequantized(draw, model, "b", (batch, heads, depth, columns))
+    model.node("MatMul", [a, b], "m")
+    return closed(draw, model, "m", draw.grid_of_sums(first.scale * second.scale * np.float32(1 if draw.ties else 64)))
+
+
 def matmul(draw: Draw, model: Model) -> dict[str, Any]:
     depth, columns = draw.whole(1, 70), draw.whole(1, 20)
     x, grid = dequantized(draw, model, "x", (draw.whole(1, 5), depth))
@@ -169,6 +178,7 @@ QDQ: dict[str, Callable[[Draw, Model], dict[str, Any]]] = {
     "Conv": conv,
     "Gemm": gemm,
     "MatMul": matmul,
+    "MatMul of two": matmul_of_two,
     "Add": add,
     "Mul": multiply,
     "AveragePool": average_pool,

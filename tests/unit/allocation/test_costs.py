@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parity.encoders import Sizes, encoder, whole_sentences
 from torch import nn
 from unit.quantization.nets import branches, images, small
 
+import labkit
+from labkit.allocation.allocate import allocate
 from labkit.allocation.budgets import average_bits, between
 from labkit.allocation.constraints import first_and_last, residual_partners
 from labkit.allocation.cost_table import CostTable
@@ -25,6 +28,7 @@ from labkit.models import build
 from labkit.quantization.calibration import calibrate
 from labkit.quantization.convert import convert
 from labkit.quantization.plan import BitPlan
+from labkit.sensitivity.table import SensitivityTable
 
 GRAPHS = {"branches": simplify(from_torch(branches(), (3, 8, 8))), "small": simplify(from_torch(small(), (3, 8, 8)))}
 
@@ -196,3 +200,31 @@ def test_partners_in_resnet20() -> None:
         ("blocks.3.conv2", "blocks.3.shortcut.0"),
         ("blocks.6.conv2", "blocks.6.shortcut.0"),
     )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_costs_and_plans_of_a_transformer_are_those_of_its_net(bits: int) -> None:
+    """What no layer multiplies by is the fixed part: tables, layer norms, constants; embeddings keep 8 bits in a plan."""
+    sizes = Sizes()
+    graph = encoder(sizes)
+    net = labkit.quantize(graph, whole_sentences(sizes, 4), weights=bits)
+    found, size, work = costs(net.graph), weight_bytes(graph), bit_operations(graph)
+    column = size.bits.index(bits)
+    scales = 4 * (sizes.vocabulary + sum(graph[name].op.weight.shape[0] for name in size.layers))  # type: ignore[union-attr]
+    assert size.values[:, column].sum() + size.fixed == found.size_bytes + scales
+    products = sum(count for name, count in found.bops.items() if name not in work.layers)
+    assert work.values[:, column].sum() == found.total_bops - products > 0
+
+
+def test_an_allocation_for_a_transformer_is_a_plan_that_it_takes() -> None:
+    sizes = Sizes()
+    graph = encoder(sizes)
+    size, rng, names = weight_bytes(graph, (4, 8)), np.random.default_rng(0), weight_layers(graph)
+    values = np.sort(rng.random((len(names), 2)))[:, ::-1]
+    sensitivity = SensitivityTable(names, (4, 8), values, np.zeros_like(values), "by hand", "loss")
+    found = allocate(sensitivity, size, average_bits(6), graph=graph).plan
+    assert set(found.weights) == {*names, "words"}
+    assert found.weights["words"] == 8
+    assert len({found.weights[name] for name in names}) == 2
+    net = labkit.quantize(graph, whole_sentences(sizes, 4), plan=found)
+    assert labkit.verify(net, graph, whole_sentences(sizes, 2)).passed

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from unit.graph.transformer_block import block, sentences
 
 import labkit
+from labkit.net import IntegerNet
 from labkit.reporting.accumulators.analyse import analyse
 
 Run = Callable[..., tuple[int, str, str]]
@@ -30,8 +32,9 @@ def run(monkeypatch: pytest.MonkeyPatch, labkit_command: Run, tmp_path: Path) ->
 
 
 def rows(out: str) -> list[list[str]]:
-    """The words of each row of the two tables."""
-    return [words for line in out.splitlines() if (words := line.split()) and words[0] in LAYERS and "=" not in words]
+    """The words of each row of the two tables; the ledger comes after them."""
+    lines = out.split("Ledger of bit widths")[0].splitlines()
+    return [words for line in lines if (words := line.split()) and words[0] in LAYERS and "=" not in words]
 
 
 def files(folder: Path) -> list[str]:
@@ -61,6 +64,7 @@ def test_analyse_shows_every_layer_on_the_calibration_images(run: Run, tmp_path:
             )
         ]
     assert "24 images (calibration images of mnist5k)" in out
+    assert f"Ledger of bit widths: {len(expected.ledger)} intermediates, 5 of them in int64" in out
 
 
 @pytest.mark.parametrize("count", [5, 300])
@@ -113,3 +117,23 @@ def test_an_unusable_place_for_the_analysis_is_found_before_the_work(run: Run, t
     assert code == 2
     assert "Cannot write to the folder taken" in " ".join(err.split())
     assert files(tmp_path) == ["taken"]
+
+
+def test_a_net_in_a_file_is_analysed_alone_and_on_arrays(labkit_command: Run, tmp_path: Path) -> None:
+    graph = block()
+    net, inputs = IntegerNet(graph), sentences(graph, 9)
+    net.save(tmp_path / "net.lab")
+    np.savez(tmp_path / "x.npz", **inputs)
+    code, out, err = labkit_command("analyse", tmp_path / "net.lab", "--json", tmp_path / "alone.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "alone.json").read_text()) == analyse(net).to_json()
+    assert "at worst and on" not in out
+    options = ("--input", tmp_path / "x.npz", "--json", tmp_path / "seen.json", "--plot", tmp_path / "bits.svg")
+    code, out, err = labkit_command("analyse", tmp_path / "net.lab", *options)
+    assert code == 0, err
+    assert json.loads((tmp_path / "seen.json").read_text()) == analyse(net, inputs, "x.npz").to_json()
+    assert "at worst and on 9 images (x.npz)" in out
+    assert (tmp_path / "bits.svg").read_text().count("LayerNorm") == 0  # names of nodes, not of operations
+    assert "norm" in (tmp_path / "bits.svg").read_text()
+    code, _, err = labkit_command("analyse", tmp_path / "net.lab", "--json", tmp_path / "net.lab")
+    assert (code, "are not all different" in err.replace("\n", " ")) == (2, True)

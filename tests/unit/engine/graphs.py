@@ -9,16 +9,19 @@ import numpy as np
 
 from labkit.arithmetic.affine import PerAxis, PerTensor, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.ibert import exp_constants, gelu_constants
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.arithmetic.softmax import exponential_table
 from labkit.arithmetic.windows import common_area
-from labkit.graph import int_ops
+from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import IntGraph, IntNode, Tensor
 from labkit.graph.shapes import window_output
 from labkit.kernels.fast.tile import Dot, Registers, fastest_dots
+from labkit.quantization import convert_sequences
 
 FULL_S8 = QuantSpec(8, symmetric=False)
 S8, U8, S4, U4 = QuantSpec(8), QuantSpec(8, signed=False), QuantSpec(4), QuantSpec(4, signed=False)
+S16 = QuantSpec(16, narrow=True)
 
 
 def can_run(registers, dot):
@@ -341,6 +344,64 @@ class Builder:
         self.nodes[-1] = replace(node, output=replace(node.output, is_index=True))
         return name
 
+    def index(self, length):
+        """Indices for an `embedding`; `images_for` draws them for the smallest table that takes them."""
+        name = self._add(int_ops.Input((length,)), (), (length,), None, None)
+        node = self.nodes[-1]
+        self.nodes[-1] = replace(node, output=replace(node.output, is_index=True))
+        return name
+
+    def embedding(self, x, rows, features, *, spec=S16, per_row=True, signed=True):
+        grid = QuantSpec(8, signed=signed, narrow=signed, granularity=PerAxis(0) if per_row else PerTensor())
+        values = self.rng.integers(grid.qmin, grid.qmax + 1, (rows, features)).astype(grid.dtype)
+        count = (rows,) if per_row else ()
+        scale = np.asarray(self.rng.uniform(0.001, 0.01, count), np.float32)
+        params = self.params(spec)
+        requantizer = self.requantizer(
+            spec, params, 2.0 ** (spec.bits - 8), rows if per_row and self.is_fixed else None
+        )
+        op = int_ops.Embedding(QTensor(values, QParams(scale, np.zeros(count, np.int32)), grid), requantizer)
+        return self._add(op, (x,), (features, *self[x].shape), spec, params)
+
+    @property
+    def is_fixed(self):
+        """Whether multipliers are fixed-point, so that an embedding may have one for each row."""
+        return self.rule.is_integer_only
+
+    def matmul(self, a, b, *, transpose_a=False, transpose_b=False, spec=S8, gain=1.0):
+        shape_a, shape_b = self[a].shape, self[b].shape
+        batch, rows, inner = shape_a if not transpose_a else (shape_a[0], shape_a[2], shape_a[1])
+        columns = shape_b[1] if transpose_b else shape_b[2]
+        params = self.params(spec)
+        bits = self[a].spec.bits + self[b].spec.bits
+        real = gain * 2.0 ** (spec.bits + 1 - bits) / np.sqrt(inner)
+        op = int_ops.MatMul(self.requantizer(spec, params, real), transpose_a, transpose_b)
+        return self._add(op, (a, b), (batch, rows, columns), spec, params)
+
+    def softmax_polynomial(self, x, mask=None, *, spec=U8, bits=8, scale=None):
+        """``scale`` : of the scores, from which alone the constants follow; by default one at which shares differ."""
+        bits = min(bits, spec.bits if not spec.signed else spec.bits - 1)
+        scale = scale or float(np.clip(16 * 2.0 ** -self[x].spec.bits * self.rng.uniform(0.5, 4), 1e-4, 0.6))
+        found = exp_constants(scale)
+        multiplier = FixedPointMultiplier.from_real(found.scale * 32767)
+        op = int_ops.SoftmaxPolynomial(found.ln2, found.b, found.c, multiplier, bits)
+        params = QParams(np.float32(2.0**-bits), np.int32(0))
+        return self._add(op, (x,) if mask is None else (x, mask), self[x].shape, spec, params)
+
+    def gelu(self, x, *, spec=U8, scale=None):
+        found, params = gelu_constants(scale or float(self.rng.uniform(2.55e-4, 1e-3))), self.params(spec)
+        real = 2.0 ** (spec.bits - 1) / abs(found.one) / 2.0 ** (self[x].spec.bits - 1)
+        op = int_ops.GeluPolynomial(found.b, found.c, found.one, self.requantizer(spec, params, real))
+        return self._add(op, (x,), self[x].shape, spec, params)
+
+    def layer_norm(self, x, *, spec=S16):
+        features = self[x].shape[0]
+        gamma = self.rng.normal(0, 1, features) * self.rng.choice([0.0, 1.0, 3.0], features)
+        norm = float_ops.LayerNorm(gamma.astype(np.float32), self.rng.normal(0, 1, features).astype(np.float32), 0.0)
+        params = QParams(np.float32(2.0 ** (3 - spec.bits)), np.int32(0))
+        op = convert_sequences.layer_norm(norm, Tensor(self[x].shape, spec, params))
+        return self._add(replace(op, clamp=self.clamp(spec)), (x,), self[x].shape, spec, params)
+
     def like(self, x, image):
         """The shape ``image`` (C, H, W), without its height where ``x`` is a sequence."""
         return image if len(self[x].shape) == 3 else (image[0], image[2])
@@ -370,9 +431,15 @@ def images_for(graph, count, seed=0):
     result = {}
     for name in graph.inputs:
         tensor = graph[name].output
+        if tensor.is_index:
+            result[name] = rng.integers(0, rows_for(graph, name), (count, *tensor.shape)).astype(np.int32)
+            continue
         spec, params = tensor.quantized
-        if isinstance(graph[name].op, int_ops.Input):
+        if masks_a_softmax(graph, name) and isinstance(graph[name].op, int_ops.Input):
+            result[name] = masks_for(rng, spec, params, (count, *tensor.shape))
+        elif isinstance(graph[name].op, int_ops.Input):
             result[name] = rng.integers(spec.qmin, spec.qmax + 1, (count, *tensor.shape)).astype(spec.dtype)
+        if name in result:
             continue
         low, high = spec.qmin - int(params.zero_point), spec.qmax - int(params.zero_point)
         real = rng.uniform(low - 3, high + 3, (count, *tensor.shape))
@@ -380,6 +447,49 @@ def images_for(graph, count, seed=0):
         real = np.where(rng.random(real.shape) < 0.1, rng.choice([low, high], real.shape), real)
         result[name] = (real * float(params.scale)).astype(np.float32)
     return result
+
+
+def masks_a_softmax(graph, name):
+    """Whether the node ``name`` says which elements take part in a softmax."""
+    return any(isinstance(node.op, int_ops.SoftmaxPolynomial) and name in node.inputs[1:] for node in graph)
+
+
+def masks_for(rng, spec, params, shape):
+    """The zero point where an element is left out, and anything else elsewhere; the first leaves none out, the second all."""
+    given = rng.integers(spec.qmin, spec.qmax + 1, shape)
+    given = np.where(
+        given == params.zero_point, params.zero_point + (1 if params.zero_point < spec.qmax else -1), given
+    )
+    hidden = rng.random(shape) < rng.random((shape[0], 1))
+    hidden[:1], hidden[1:2] = False, True
+    return np.where(hidden, params.zero_point, given).astype(spec.dtype)
+
+
+def rows_for(graph, name):
+    """How many rows the smallest table has that takes the indices of the node ``name``."""
+    tables = [node.op.weight.values for node in graph if isinstance(node.op, int_ops.Embedding) and name in node.inputs]
+    return min(map(len, tables), default=10)
+
+
+def encoder(seed, length, *, features=48, heads=3, inner=40, layers=1, table=50, **kind):
+    """A small transformer for sentences of ``length`` tokens with random weights; ``kind`` of a `Builder`."""
+    b = Builder(seed, **kind)
+    ids, mask = b.index(length), b.input((length,), U8)
+    mask_node = b.nodes[-1]
+    b.nodes[-1] = replace(mask_node, output=replace(mask_node.output, params=QParams(np.float32(1), np.int32(0))))
+    words = b.embedding(ids, table, features)
+    x = b.layer_norm(b.add(words, b.constant((features, length), S16), spec=S16))
+    split = heads, features // heads, length
+    for _ in range(layers):
+        y = b.requantize(x, spec=affine(U8), gain=2.0**-8)
+        query, key, value = (b.reshape(b.conv(y, features, (1, 1), spec=affine(U8)), split) for _ in range(3))
+        shares = b.softmax_polynomial(b.matmul(query, key, transpose_a=True, spec=S16), mask)
+        context = b.matmul(value, shares, transpose_b=True, spec=affine(U8), gain=8.0)
+        y = b.conv(b.reshape(context, (features, length)), features, (1, 1), spec=S16)
+        x = b.layer_norm(b.add(y, x, spec=S16))
+        y = b.gelu(b.conv(b.requantize(x, spec=affine(U8), gain=2.0**-8), inner, (1, 1), spec=S16), spec=affine(U8))
+        x = b.layer_norm(b.add(b.conv(y, features, (1, 1), spec=S16), x, spec=S16))
+    return b.graph(b.dequantize(b.transpose(x, (1, 0))))
 
 
 def lenet(seed=0, rule=RoundingRule.SINGLE, spec=S8, weights=None):

@@ -16,7 +16,7 @@ from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine, images_for
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
-from labkit.engine import lowering_products, products
+from labkit.engine import lowering_products
 from labkit.engine.arena import arena_for
 from labkit.engine.node_by_node import run_nodes
 from labkit.engine.prepare import Dot, Registers, Route, prepare
@@ -504,8 +504,8 @@ def test_a_wrong_surplus_is_noticed_in_every_layer(way, monkeypatch):
     """As if the byte that stands for 0, or the 0 of words, were one more than it is."""
     right = lowering_products.bias_of
 
-    def wrong(op, x, weights):
-        return right(op, replace(x, zero=x.zero + 1), weights)
+    def wrong(op, x):
+        return right(op, replace(x, zero=x.zero + 1))
 
     monkeypatch.setattr(lowering_products, "bias_of", wrong)
     assert unnoticed(way) == []
@@ -513,14 +513,14 @@ def test_a_wrong_surplus_is_noticed_in_every_layer(way, monkeypatch):
 
 @pytest.mark.parametrize("way", WAYS, ids=way_name)
 def test_a_wrong_weight_is_noticed_at_the_ends(way, monkeypatch):
-    right = products.pack_panels
+    right = lowering_products.pack_panels
 
     def wrong(weights, group):
         panels = right(weights, group)
         panels[0, -1, 0, 5, 0] ^= 1
         return panels
 
-    monkeypatch.setattr(products, "pack_panels", wrong)
+    monkeypatch.setattr(lowering_products, "pack_panels", wrong)
     for inputs, weights in ends_for(way):
         with pytest.raises(AssertionError, match="Mismatched elements"):
             assert_exact_sums(way, inputs, weights, 516, 13, as_image=False)

@@ -7,21 +7,21 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
-from unit.engine.graphs import S8, U4, U8, WAYS, Builder, affine, images_for, way_name
+from unit.engine.graphs import S8, S16, U4, U8, WAYS, Builder, affine, encoder, images_for, way_name
 from unit.engine.test_random_graphs import random_graph
 
 from labkit.arithmetic.affine import PerAxis, QuantSpec
 from labkit.arithmetic.requantize import RoundingRule
-from labkit.engine.arena import arena_for
+from labkit.engine.arena import arena_for, exit_call
 from labkit.engine.prepare import Dot, Purpose, Registers, Route, prepare
 from labkit.engine.run import trace
 from labkit.errors import BoundError
 from labkit.kernels import fast
-from labkit.kernels.fast.elementwise import dequantize, give_integers
 
 W4 = QuantSpec(4, granularity=PerAxis(0))
 SAME = ((1, 1), (1, 1))
@@ -88,24 +88,16 @@ def assert_steps_agree(prepared, count):
         kept = [arena.buffers[number] for number in sources if number != target]
         assert_parts_agree(run_step, arena.buffers[target][:count], kept, scratch, len(names))
     for way in prepared.exits.values():
-        if way.scale is not None:
-            place, real = way.place, traced[way.node.name].reshape(count, *way.place.image)
-            names.add("dequantize")
+        if way.scale is None and (way.node.name not in prepared.graph.outputs or way.node.output.is_index):
+            continue
+        buffer, result = arena.buffers[way.place.buffer], traced[way.node.name].reshape(count, *way.place.image).copy()
+        kernel, arguments = exit_call(way, buffer, result)
+        names.add(kernel.__name__)
 
-            def leave(part, parts, place=place, real=real, scale=way.scale):
-                source, scales = arena.buffers[place.buffer], np.array([scale])
-                return dequantize(part, parts, count, source, real, scales, place.zero, place.corner)
+        def leave(part, parts, kernel=kernel, arguments=arguments):
+            return kernel(part, parts, count, *arguments)
 
-            assert_parts_agree(leave, real, [arena.buffers[place.buffer]])
-        elif way.node.name in prepared.graph.outputs and not way.node.output.is_index:
-            place, given = way.place, traced[way.node.name].reshape(count, *way.place.image).copy()
-            names.add("give_integers")
-
-            def give(part, parts, place=place, given=given, above=way.zero_point):
-                source = arena.buffers[place.buffer]
-                return give_integers(part, parts, count, source, given, np.array([above], np.int64), place.corner)
-
-            assert_parts_agree(give, given, [arena.buffers[place.buffer]])
+        assert_parts_agree(leave, result, [buffer])
     return names
 
 
@@ -146,6 +138,11 @@ def nets():
         found[f"grouped-{dots[0].value}"] = prepare(grouped(), registers=Registers.BITS_512, dots=dots), (1, 3)
     for rule in RoundingRule:
         found[f"grouped-{rule.value}"] = prepare(with_rule(rule)), (1, 3)
+    for index, rule in enumerate([RoundingRule.SINGLE, RoundingRule.DYADIC, RoundingRule.FLOAT32_EVEN]):
+        registers = list(Registers)[index % 2]
+        sentences = encoder(index, 5 + 20 * index, features=(9, 32, 48)[index], heads=(3, 2, 3)[index], rule=rule)
+        found[f"sentences-{rule.value}"] = prepare(sentences, registers=registers), (1, 3)
+    found["attention"] = prepare(attention()), (1, 3)
     found["signs"] = prepare(signs_and_sums()), (1, 3)
     found["four bits"] = prepare(layers(W4, U8), purpose=Purpose.MEMORY), (1,)
     found["four bits of a large layer"] = prepare(large(), dots=(Dot.QUADS, Dot.PAIRS), purpose=Purpose.MEMORY), (1,)
@@ -173,6 +170,19 @@ def signs_and_sums():
     y = b.conv(b.quantize((1, 8, 40), affine(U8)), 5, (1, 1), spec=affine(U8))
     z = b.conv(b.quantize((3, 8, 40), affine(U8)), 5, (1, 1), spec=affine(U8))
     return b.graph(b.dequantize(b.add(b.add(x, y, shift=12), z)))
+
+
+def attention():
+    """Results whose rows lie side by side leave the network, as integers and as real numbers; constants beyond int32."""
+    b = Builder(9)
+    x = b.reshape(b.input((12, 9), affine(U8)), (3, 4, 9))
+    scores = b.matmul(x, x, transpose_a=True, spec=S16)
+    shares = b.softmax_polynomial(scores)
+    gelu = b.gelu(scores, scale=1e-3)
+    node = b.nodes[-1]
+    b.nodes[-1] = replace(node, op=replace(node.op, b=-(2**29), c=-(2**58), one=-100))
+    lone = b.softmax_polynomial(b.requantize(b.reshape(gelu, (27, 9)), spec=S16), b.input((9,), U8))
+    return b.graph(scores, shares, gelu, b.dequantize(scores), b.dequantize(shares), lone)
 
 
 def large():
@@ -212,7 +222,8 @@ def test_every_kernel_was_divided():
         for kind in ("conv2d", "linear_one"):
             assert any(name.startswith(f"{kind}_{registers.value}_{dots[0].value}_") for name in divided)
     for kind in (
-        "conv2d_nibbles conv3x3_f2 conv3x3_f4 depthwise_rows linear_nibbles quantize_1 quantize_3 conv2d.*_wide conv2d.*_sums"
+        "conv2d_nibbles conv3x3_f2 conv3x3_f4 depthwise_rows linear_nibbles quantize_1 quantize_3 conv2d.*_wide conv2d.*_sums "
+        "embedding_single gelu_256 matmul_.*_wide matmul_.*_narrow matmul_sums"
     ).split():
         assert any(re.match(kind, name) for name in divided), kind
 

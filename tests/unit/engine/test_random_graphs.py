@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine
+from unit.engine.graphs import S4, S8, S16, U4, U8, WAYS, Builder, affine
 from unit.engine.test_run import assert_same
 
 from labkit.arithmetic.affine import PerAxis, QuantSpec
@@ -117,9 +117,10 @@ def _argmax(b, x, rng, spec):
     return b.argmax(x, int(rng.integers(len(b[x].shape))), keepdims=bool(rng.integers(2)))
 
 
-def _partner(b, x, rng, like):
-    """Another tensor of the shape ``like``: one that is there already, or a new input."""
-    same = [node.name for node in b.nodes if node.output.shape == like and not node.output.is_index]
+def _partner(b, x, rng, like, bits=8):
+    """Another tensor of the shape ``like`` and of at most so many ``bits``: one that is there already, or a new input."""
+    outputs = ((node.name, node.output) for node in b.nodes if not node.output.is_index)
+    same = [name for name, output in outputs if output.shape == like and output.spec.bits <= bits]
     if same and rng.random() < 0.8:
         return str(rng.choice(same))
     return b.constant(like, _one_of(b.grids, rng)) if rng.random() < 0.2 else _border(b, like, rng)
@@ -139,7 +140,7 @@ def _multiply(b, x, rng, spec):
 
 
 def _add(b, x, rng, spec):
-    return b.add(x, _partner(b, x, rng, b[x].shape), spec=spec)
+    return b.add(x, _partner(b, x, rng, b[x].shape, 16), spec=spec, shift=int(rng.choice([30, 30, 20, 12])))
 
 
 def _add_of_runtime(b, x, rng, spec):
@@ -158,9 +159,90 @@ def _linear(b, x, rng, spec):
     return b.linear(b.flatten(x), int(rng.integers(1, 24)), weights=_one_of(b.kinds, rng), spec=spec)
 
 
-ANY = [_reshape, _reshape, _transpose, _softmax, _argmax, _multiply, _add, _linear]
-ANY += [_add_of_runtime, _add_of_runtime, _softmax_of_runtime, _mean, lambda b, x, rng, spec: b.lookup(x, spec=spec)]
-ANY += [lambda b, x, rng, spec: b.flatten(x), lambda b, x, rng, spec: b.requantize(x, spec=spec)]
+def _requantize(b, x, rng, spec):
+    return b.requantize(x, spec=spec, gain=2.0 ** (spec.bits - b[x].spec.bits))
+
+
+def _flatten(b, x, rng, spec):
+    return b.flatten(x)
+
+
+def _centred(b, x):
+    """``x``, or its numbers at 16 bits, with the zero point 0."""
+    return b.requantize(x, spec=S16, gain=2.0 ** (16 - b[x].spec.bits)) if b[x].params.zero_point else x
+
+
+def _embedding(b, x, rng, spec):
+    """It has nothing to do with ``x``; indices are from outside, or those of the largest of a tensor."""
+    if len(b[x].shape) == 2 and rng.random() < 0.5:
+        indices, rows = b.argmax(x, 0), b[x].shape[0]
+    else:
+        indices, rows = b.index(int(rng.integers(1, 24))), int(rng.integers(1, 40))
+    wide = S16 if rng.random() < 0.7 else spec
+    return b.embedding(indices, rows, int(rng.integers(1, 40)), spec=wide, per_row=bool(rng.integers(2)))
+
+
+def _layer_norm(b, x, rng, spec):
+    shape = b[x].shape
+    if len(shape) != 2:
+        x = b.reshape(x, (shape[0], math.prod(shape[1:])))
+    return b.layer_norm(_centred(b, x), spec=S16 if rng.random() < 0.7 else S8)
+
+
+def _gelu(b, x, rng, spec):
+    return b.gelu(_centred(b, x), spec=S16 if rng.random() < 0.2 else spec)
+
+
+def _mask(b, length, rng):
+    return b.input((length,), affine(U8)) if rng.random() < 0.5 else b.input((length,), U4)
+
+
+def _softmax_polynomial(b, x, rng, spec):
+    mask = _mask(b, b[x].shape[-1], rng) if rng.random() < 0.6 else None
+    return b.softmax_polynomial(x, mask, spec=_one_of([U8, S8, U4, S16], rng), bits=int(rng.integers(1, 9)))
+
+
+def _matrices(b, x, rng):
+    """``x`` with three axes: some matrices."""
+    shape = b[x].shape
+    if len(shape) == 3:
+        return x
+    batch = int(rng.choice([d for d in range(1, shape[0] + 1) if shape[0] % d == 0]))
+    return b.reshape(x, (batch, shape[0] // batch, math.prod(shape[1:])))
+
+
+def _matmul(b, x, rng, spec):
+    x = _matrices(b, x, rng)
+    batch, rows, columns = b[x].shape
+    turns, turns_other, is_first = (bool(rng.integers(2)) for _ in range(3))
+    inner, free = (rows if turns == is_first else columns), int(rng.integers(1, 20))
+    is_inner_first = is_first != turns_other
+    other = _partner(b, x, rng, (batch, inner, free) if is_inner_first else (batch, free, inner))
+    if is_first:
+        return b.matmul(x, other, transpose_a=turns, transpose_b=turns_other, spec=spec)
+    return b.matmul(other, x, transpose_a=turns_other, transpose_b=turns, spec=spec)
+
+
+def _attention(b, x, rng, spec):
+    """As in a transformer, with heads of any size."""
+    shape = b[x].shape
+    if len(shape) != 2:
+        x = b.reshape(x, (shape[0], math.prod(shape[1:])))
+    length, heads, width = b[x].shape[1], int(rng.integers(1, 5)), int(rng.choice([1, 3, 8, 16]))
+    split = heads, width, length
+    query, key, value = (b.reshape(b.conv(x, heads * width, (1, 1), spec=spec), split) for _ in range(3))
+    scores = b.matmul(query, key, transpose_a=True, spec=_one_of([S16, S8], rng))
+    shares = b.softmax_polynomial(scores, _mask(b, length, rng) if rng.random() < 0.7 else None)
+    context = b.matmul(value, shares, transpose_b=True, spec=spec, gain=8.0)
+    return b.reshape(context, (heads * width, length))
+
+
+ANY = [_reshape, _reshape, _transpose, _softmax, _argmax, _multiply, _add, _linear, _flatten, _requantize]
+ANY += [_add_of_runtime, _add_of_runtime, _softmax_of_runtime, _softmax_of_runtime, _mean]
+ANY += [lambda b, x, rng, spec: b.lookup(x, spec=spec)]
+ANY += [_embedding, _gelu, _layer_norm, _softmax_polynomial, _matmul, _attention]
+OF_WORDS = [_reshape, _transpose, _flatten, _add, _requantize, _requantize, _gelu, _layer_norm, _softmax_polynomial]
+TO_WORDS = [_requantize, _add, _linear, _matmul]  # and convolutions
 WITH_WINDOW = [_convolution, _convolution, _max_pool, _average_pool, _adaptive, _pad, _upsample, _concat, _multiply]
 WITH_WINDOW += [_pool_of_valid, _pool_float32]
 
@@ -176,8 +258,9 @@ def random_graph(seed, small=False):
     for _ in range(15):
         x = str(rng.choice(tensors[-4:]))
         choices = ANY + (2 * WITH_WINDOW if len(b[x].shape) in (2, 3) else [])
-        step = choices[int(rng.integers(len(choices)))]
-        name = step(b, x, rng, _one_of(b.grids, rng))
+        step = _one_of(OF_WORDS if b[x].spec.is_wide else choices, rng)
+        makes_words = step in (*TO_WORDS, _convolution) and rng.random() < 0.2
+        name = step(b, x, rng, S16 if makes_words else _one_of(b.grids, rng))
         if not b[name].is_index and math.prod(b[name].shape) <= LARGEST:
             tensors.append(name)
     ends = [node.name for node in b.nodes if rng.random() < 0.3 or node.output.is_index]
@@ -215,7 +298,7 @@ def test_every_way_multiplies_in_random_graphs():
 
 def part_of(kernel):
     """From conv2d_512_quads_vnni_wide_single the part _512_quads_vnni_."""
-    name = re.fullmatch("conv2d(_[0-9]+_[a-z0-9_]+_)(narrow|wide)_.*", kernel)
+    name = re.fullmatch("conv2d(_[0-9]+_[a-z0-9_]+_)(narrow|wide|threes)_.*", kernel)
     return name and name[1]
 
 

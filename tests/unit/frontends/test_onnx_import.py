@@ -498,3 +498,31 @@ def test_many_inputs_are_refused(tmp_path: Path) -> None:
         file.both(file.real(f"x{i}", 1), f"q{i}")
     file.node("Identity", ["q0_real"], "y")
     refused(file, tmp_path, "201 inputs; 200 are allowed", ModelError)
+
+
+# Products of two activations
+
+
+def two_factors(a: NDArray[Any], b: NDArray[Any]) -> File:
+    """A file whose ``y`` are the matrix products of the uint8 inputs a and b; scales 1/8, 1/8 and 1, zero points 10."""
+    file = File()
+    terms = [file.entry("a", a), *file.grid("a"), file.entry("b", b), *file.grid("b")]
+    file.node("QLinearMatMul", [*terms, *file.grid("y", scale=1.0)], "y")
+    return file
+
+
+@pytest.mark.parametrize("lead", [(3,), (3, 2)], ids=["matrices", "heads"])
+def test_matrices_of_two_activations_are_multiplied_image_by_image(lead: tuple[int, ...], tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 30, (*lead, *shape)).astype(np.uint8) for shape in ((4, 5), (5, 6)))
+    graph = two_factors(a, b).read(tmp_path, y=np.uint8)
+    assert ops(graph).count("MatMul") == 1
+    sums = (a.astype(int) - 10) @ (b.astype(int) - 10)
+    for kernels in ("reference", "numba"):
+        np.testing.assert_array_equal(IntegerNet(graph).run({"a": a, "b": b}, kernels=kernels), ((sums + 32) >> 6) + 10)
+
+
+@pytest.mark.parametrize(("a", "b"), [((2, 4, 5), (2, 3, 5, 4)), ((2, 1, 4, 5), (2, 3, 5, 4)), ((2, 4, 5), (2, 4, 5))])
+def test_a_broadcast_or_a_batch_in_a_product_is_refused(a: tuple[int, ...], b: tuple[int, ...], tmp_path: Path) -> None:
+    file = two_factors(np.zeros(a, np.uint8), np.zeros(b, np.uint8))
+    refused(file, tmp_path, r"labkit multiplies \(N, B, m, k\) and \(N, B, k, n\)", y=np.uint8)

@@ -170,6 +170,22 @@ def test_numbers_of_an_image_keep_the_order_of_the_file() -> None:
     assert [type(node.op) for node in flat] == [int_ops.Input, int_ops.Reshape]
 
 
+def test_attention_keeps_the_order_of_the_file() -> None:
+    """Scores of 3 heads: (N, H, T, d) times (N, H, T, d) transposed, by the integers alone."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.integers(-9, 10, (2, 3, 5, 4)).astype(np.int8) for _ in range(2))
+    plain = {"scale": 0.5, "zero_point": 0}
+    graph = read(
+        [tensor("q", 3, 5, 4, **plain), tensor("k", 3, 5, 4, **plain), tensor("y", 3, 5, 5, scale=2.0, zero_point=0)],
+        ("BATCH_MATMUL", ("q", "k"), ("y",), {"AdjY": True}),
+        inputs=("q", "k"),
+    )
+    products = q.astype(int) @ k.astype(int).swapaxes(2, 3)
+    for kernels in ("reference", "numba"):
+        found = IntegerNet(graph).run({"q": q, "k": k}, kernels=kernels)
+        np.testing.assert_array_equal(found, np.clip((products + 4) >> 3, -128, 127))
+
+
 def test_a_uint8_input_is_lowered_by_a_quantize() -> None:
     graph = read([tensor("x", 4, kind="uint8", zero_point=131), tensor("y", 4)], ("QUANTIZE", ("x",), ("y",)))
     x = np.array([[0, 1, 131, 255]], np.uint8)
@@ -219,6 +235,46 @@ def test_load_takes_the_rules_of_the_reference_kernels(tmp_path: Path) -> None:
             r"MEAN for y .*axes \[3\]",
             [tensor("x", 4, 4, 2), whole("a", 3), tensor("y", 4, 4)],
             ("MEAN", ("x", "a"), ("y",), {"KeepDims": False}),
+        ),
+        (
+            r"MEAN for y .*axes \[0\]",
+            [tensor("x", 4, 2), whole("a", 0), tensor("y", 4, 2)],
+            ("MEAN", ("x", "a"), ("y",), {"KeepDims": True}),
+        ),
+        (
+            r"BATCH_MATMUL for y .*x of shape \[1, 3\], with its batch axis multiplied or broadcast to \[1, 3\]",
+            [tensor("x", 3), tensor("y", 3)],
+            ("BATCH_MATMUL", ("x", "x"), ("y",), {"AdjX": True}),
+        ),
+        (
+            r"BATCH_MATMUL for y .*v of shape \[1, 4, 3\], with its batch axis multiplied or broadcast",
+            [tensor("x", 2, 3, 4), tensor("v", 4, 3), tensor("y", 2, 3, 3)],
+            ("BATCH_MATMUL", ("x", "v"), ("y",)),
+        ),
+        (
+            r"BATCH_MATMUL for y .*v of shape \[1, 1, 4, 3\], broadcast to \[1, 2, 3, 3\]",
+            [tensor("x", 2, 3, 4), tensor("v", 1, 4, 3), tensor("y", 2, 3, 3)],
+            ("BATCH_MATMUL", ("x", "v"), ("y",)),
+        ),
+        (
+            r"BATCH_MATMUL for y .*the constant c of shape \[2, 4, 3\] for \[1, 3, 3\]",
+            [tensor("x", 3, 4), constant("c", np.ones((2, 4, 3), np.int8), scale=0.1), tensor("y", 3, 3)],
+            ("BATCH_MATMUL", ("x", "c"), ("y",)),
+        ),
+        (
+            r"BATCH_MATMUL for y .*more than four axes",
+            [tensor("x", 2, 2, 3, 3), tensor("y", 2, 2, 3, 3)],
+            ("BATCH_MATMUL", ("x", "x"), ("y",)),
+        ),
+        (
+            r"BATCH_MATMUL for y .*two constants",
+            [tensor("x", 3), constant("c", np.ones((1, 2, 2), np.int8), scale=0.1), tensor("y", 2, 2)],
+            ("BATCH_MATMUL", ("c", "c"), ("y",)),
+        ),
+        (
+            r"BATCH_MATMUL for y .*tensors of int8 and uint8",
+            [tensor("x", 2, 2), tensor("y", 2, 2, kind="uint8")],
+            ("BATCH_MATMUL", ("x", "x"), ("y",)),
         ),
         (
             r"TRANSPOSE for y .*batch axis must stay first",
@@ -338,6 +394,26 @@ def test_an_operator_that_is_not_supported_is_named_with_those_that_are() -> Non
             [tensor("x", 4), whole("s", 1, 5), tensor("y", 4)],
             ("RESHAPE", ("x", "s"), ("y",)),
         ),
+        (
+            r"BATCH_MATMUL for y: \[1, 3, 4\] and \[1, 3, 4\] do not give \[1, 3, 3\]",
+            [tensor("x", 3, 4), tensor("y", 3, 3)],
+            ("BATCH_MATMUL", ("x", "x"), ("y",)),
+        ),
+        (
+            r"BATCH_MATMUL for y: \[1, 3, 4\] and \[1, 3, 4\] do not give \[1, 4, 3\]",
+            [tensor("x", 3, 4), tensor("y", 4, 3)],
+            ("BATCH_MATMUL", ("x", "x"), ("y",), {"AdjY": True}),
+        ),
+        (
+            r"c: \[1, 3, 4, 3\] cannot be broadcast to \[1, 2, 3, 3\]",
+            [tensor("x", 2, 3, 4), constant("c", np.ones((1, 3, 4, 3), np.int8), scale=0.1), tensor("y", 2, 3, 3)],
+            ("BATCH_MATMUL", ("x", "c"), ("y",)),
+        ),
+        (
+            r"MEAN for y gives \[2\], but the shape \[4\] is declared",
+            [tensor("x", 4, 2), whole("a", 1), tensor("y", 4)],
+            ("MEAN", ("x", "a"), ("y",), {"KeepDims": False}),
+        ),
         (r"an image \[4\] cannot become \[5\]", [tensor("x", 4), tensor("y", 5)], ("RESHAPE", ("x",), ("y",))),
         (
             r"stride of at least 1, got .*stride \(1, 0\)",
@@ -427,6 +503,12 @@ def chain(count: int, code: str, shape: tuple[int, ...], options: Any, *extra: F
         (
             "uses its constants again and again",
             lambda: chain(1900, "FULLY_CONNECTED", (400,), {}, weights("w", 400, 400)),
+        ),
+        (
+            "uses its constants again and again",
+            lambda: chain(
+                900, "BATCH_MATMUL", (64, 4, 128), {}, constant("c", np.ones((128, 128), np.int8), scale=0.5)
+            ),
         ),
         (
             "uses its constants again and again",

@@ -34,8 +34,17 @@ REWRITE = "rewrite this part"
 UNSUPPORTED: dict[str, tuple[Callable[[], nn.Module], str, str]] = {
     "sigmoid": (lambda: row(conv=conv(), gate=nn.Sigmoid()), "gate: nn.Sigmoid", REWRITE),
     "sigmoid function": (lambda: after_conv(torch.sigmoid), "sigmoid: sigmoid", REWRITE),
-    "gelu": (lambda: row(conv=conv(), head=nn.Sequential(nn.GELU())), "head.0: nn.GELU", REWRITE),
-    "gelu function": (lambda: after_conv(lambda y: F.gelu(y)), "gelu: gelu", REWRITE),
+    "silu": (lambda: row(conv=conv(), head=nn.Sequential(nn.SiLU())), "head.0: nn.SiLU", REWRITE),
+    "gelu by a tanh": (
+        lambda: row(conv=conv(), head=nn.Sequential(nn.GELU(approximate="tanh"))),
+        "head.0: a GELU with approximate='tanh'",
+        "Write nn.GELU()",
+    ),
+    "gelu function by a tanh": (
+        lambda: after_conv(lambda y: F.gelu(y, approximate="tanh")),
+        "gelu: a GELU with approximate='tanh'",
+        "Write nn.GELU()",
+    ),
     "bilinear up-sampling": (
         lambda: row(conv=conv(), up=nn.Upsample(scale_factor=2, mode="bilinear")),
         "up: up-sampling from (8, 8) to (16, 16) with mode 'bilinear'",

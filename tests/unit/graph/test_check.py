@@ -18,6 +18,7 @@ from unit.graph.builders import (
     tensor,
     weights,
 )
+from unit.graph.transformer_block import block
 
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
@@ -33,7 +34,7 @@ OTHERS = operations_of_runtimes()
 
 
 def test_a_sound_graph_passes_and_finds_its_nodes() -> None:
-    assert {type(node.op) for node in (*GRAPH, *OTHERS)} == {
+    assert {type(node.op) for node in (*GRAPH, *OTHERS, *block())} == {
         getattr(int_ops, name) for name in int_ops.__all__ if name != "IntOp"
     }
     assert GRAPH.inputs == ("x",)
@@ -297,7 +298,7 @@ def test_an_index_can_only_leave_the_network(op: Any) -> None:
         *GRAPH.nodes,
         IntNode("after", op, ("class",), output if not isinstance(op, int_ops.Flatten) else tensor((1,))),
     )
-    with pytest.raises(ModelError, match="an index: no operation can take it"):
+    with pytest.raises(ModelError, match="An index has no scale: only an Embedding can take it"):
         IntGraph(nodes, ("after",))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from unit.graph.builders import every_operation, operations_of_runtimes, requantizer, tensor
+from unit.graph.transformer_block import block, with_positions
 
 from labkit.graph import int_ops
 from labkit.graph.costs import costs, peak_activation_bytes
@@ -19,6 +20,30 @@ def test_costs_of_every_operation() -> None:
     assert dict(counted.weight_bytes) == {"conv": 36, "point": 8, "fc": 12}
     assert dict(counted.bias_bytes) == {"conv": 16, "point": 16, "fc": 12}
     assert (counted.total_macs, counted.total_bops, counted.size_bytes) == (1464, 87_744, 100)
+
+
+def test_costs_of_a_transformer() -> None:
+    """12 features, 3 heads of 4, 24 inner ones, 5 tokens, a table of 30 rows."""
+    counted = costs(with_positions(block()))
+    layers = dict.fromkeys(("querys", "keys", "values", "attention"), 12 * 12 * 5) | {
+        "up": 12 * 24 * 5,
+        "down": 24 * 12 * 5,
+    }
+    products = {"scores": 3 * 5 * 5 * 4, "context": 3 * 4 * 5 * 5}
+    assert dict(counted.macs) == layers | products
+    assert dict(counted.bops) == {name: count * 64 for name, count in (layers | products).items()}
+    weights = {name: count // 5 for name, count in layers.items()} | {"embedding": 30 * 12, "positions": 2 * 12 * 5}
+    assert dict(counted.weight_bytes) == weights
+    norms = dict.fromkeys(("norm", "middle", "last"), 12 * (4 + 8))
+    assert dict(counted.bias_bytes) == {name: 24 * 4 if name == "up" else 12 * 4 for name in layers} | norms
+
+
+def test_numbers_of_16_bits_take_two_bytes() -> None:
+    """The first sum and what it adds up are held at once: 12 features of 5 tokens, three times."""
+    graph = block()
+    nodes = graph.nodes[: 1 + [node.name for node in graph].index("first sum")]
+    assert peak_activation_bytes(IntGraph(nodes[:-1], ("attention", "norm"))) >= 2 * 2 * 60
+    assert peak_activation_bytes(IntGraph(nodes, ("first sum",))) >= 3 * 2 * 60
 
 
 def at_each_step(graph: IntGraph) -> list[int]:
@@ -100,5 +125,5 @@ def test_a_shortcut_is_held_until_it_is_added(channels: int, side: int) -> None:
 def test_float_biases_count_like_integer_ones() -> None:
     graph = operations_of_runtimes()
     assert dict(costs(graph).bias_bytes) == {"even": 8, "twice": 8}
-    assert dict(costs(graph).weight_bytes) == {"even": 4, "twice": 4}
+    assert dict(costs(graph).weight_bytes) == {"even": 4, "twice": 4, "constant": 2 * 3 * 3}
     assert peak_activation_bytes(graph) > 0

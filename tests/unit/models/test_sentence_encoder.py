@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from labkit.errors import InputError, ModelError
+from labkit.frontends.float_run import run_float
+from labkit.graph.passes import simplify
 from labkit.models import sentence_encoder
-from labkit.models.sentence_encoder import EncoderSizes, SentenceEncoder, load_minilm, pooled, tokenize
+from labkit.models.sentence_encoder import EncoderSizes, SentenceEncoder, encoder_graph, load_minilm, pooled, tokenize
 
 SMALL = EncoderSizes(vocabulary=50, positions=16, width=24, heads=3, layers=2, inner=40)
 needs_minilm = pytest.mark.skipif(
@@ -85,3 +87,30 @@ def test_minilm_knows_what_is_alike() -> None:
     alike = vectors @ vectors.T
     assert alike[0, 1] > 0.7
     assert max(alike[0, 2], alike[1, 2]) < 0.3
+
+
+@needs_minilm
+def test_minilm_is_its_graph() -> None:
+    encoder = load_minilm()
+    graph = encoder_graph(encoder, 16)
+    assert len(graph.nodes) == 115
+    sentences = [
+        "A man is eating food.",
+        "Someone eats a meal.",
+        "The sky over the harbour is grey, and gulls cry loudly.",
+    ]
+    (tokens,) = tokenize(sentences)
+    assert tokens.ids.shape == (3, 16)
+    assert not tokens.mask.all()
+    with torch.inference_mode():
+        expected = encoder(torch.tensor(tokens.ids), torch.tensor(tokens.mask)).numpy()
+    for made in (graph, simplify(graph)):
+        (hidden,) = run_float(made, {"ids": tokens.ids, "mask": tokens.mask}, only_outputs=True).values()
+        np.testing.assert_allclose(hidden, expected, rtol=0, atol=1e-5)
+        assert np.allclose(pooled(hidden, tokens.mask), pooled(expected, tokens.mask), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, -1, 17])
+def test_a_graph_has_a_length_that_the_encoder_has(length: int) -> None:
+    with pytest.raises(InputError, match=f"sentences of 1 to 16 tokens, got a length of {length}"):
+        encoder_graph(small(), length)

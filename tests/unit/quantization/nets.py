@@ -1,9 +1,12 @@
-"""Small torch modules and images for the tests of quantization."""
+"""Small torch modules, images and sentences for the tests of quantization."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from labkit.models.sentence_encoder import EncoderSizes, SentenceEncoder
 
 
 class Branches(nn.Module):
@@ -43,3 +46,22 @@ def small(seed: int = 0) -> nn.Sequential:
 
 def images(count: int = 32, seed: int = 0, size: int = 8) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def small_encoder(seed: int = 0) -> SentenceEncoder:
+    """Two layers of three heads, 24 features, 50 tokens; uneven gains, so that columns differ as in a trained one."""
+    torch.manual_seed(seed)
+    encoder = SentenceEncoder(EncoderSizes(vocabulary=50, positions=16, width=24, heads=3, layers=2, inner=40))
+    with torch.no_grad():
+        for name, parameter in encoder.named_parameters():
+            if "LayerNorm" in name:
+                parameter += 0.3 * torch.randn_like(parameter)
+            elif "embeddings" not in name:
+                parameter *= 3
+    return encoder.eval()
+
+
+def token_rows(*lengths: int, count: int = 6, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """``count`` sentences of each length as calibration takes them."""
+    rng = np.random.default_rng(seed)
+    return [{"ids": rng.integers(0, 50, (count, n)), "mask": np.ones((count, n), np.uint8)} for n in lengths]

@@ -11,14 +11,19 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
-from unit.quantization.nets import branches, images, small
+from unit.quantization.nets import branches, images, small, small_encoder, token_rows
 
 from labkit.errors import InputError, OutputError, QuantizationError
+from labkit.frontends.float_run import run_float
 from labkit.frontends.torch_fx import from_torch
 from labkit.graph import float_ops
 from labkit.graph.ir import FloatGraph, FloatNode
+from labkit.graph.lengths import at_length
 from labkit.graph.passes import simplify
-from labkit.quantization.calibration import Calibration, calibrate, image_batches
+from labkit.models.sentence_encoder import encoder_graph
+from labkit.quantization.batches import image_batches
+from labkit.quantization.calibration import Calibration, calibrate, choose_ranges
+from labkit.quantization.plan import BitPlan, observed_names
 
 GRAPH = simplify(from_torch(small(), (3, 8, 8)))
 X = images(300)
@@ -122,9 +127,9 @@ def test_an_unknown_method_is_refused_before_any_work() -> None:
         calibrate(GRAPH, never(), "kl2")
 
 
-def test_two_inputs_are_refused() -> None:
+def test_one_array_for_two_inputs_is_refused() -> None:
     nodes = tuple(FloatNode(name, float_ops.Input((2,))) for name in "ab")
-    with pytest.raises(InputError, match="this network has a, b"):
+    with pytest.raises(InputError, match="This network takes the inputs a, b"):
         calibrate(FloatGraph(nodes, ("a",)), np.zeros((1, 2)))
 
 
@@ -176,3 +181,67 @@ def test_it_prints_seen_and_chosen() -> None:
     assert lines[0] == "Calibration on 300 images, ranges by 3sigma"
     assert len(lines) == 4
     assert all(word in lines[2] for word in ("0 ", "seen [", "chosen ["))
+
+
+# ---- sentences of several lengths
+
+
+def test_sentences_are_observed_at_their_own_lengths() -> None:
+    graph = simplify(encoder_graph(small_encoder(), 16))
+    batches = token_rows(3, 16, 9)
+    got = calibrate(graph, batches, histograms=True)
+    assert got.images == 18
+    seen: dict[str, list[np.ndarray]] = {}
+    for batch in batches:
+        for name, value in run_float(at_length(graph, batch["ids"].shape[1]), batch).items():
+            seen.setdefault(name, []).append(value.reshape(-1))
+    assert set(got.statistics) == set(observed_names(graph))
+    assert not {"ids", "mask"} & set(got.statistics)
+    for name, statistics in got.statistics.items():
+        values = np.concatenate(seen[name])
+        assert statistics.count == values.size
+        assert (statistics.minimum, statistics.maximum) == pytest.approx((values.min(), values.max()), rel=1e-6)
+        assert statistics.mean == pytest.approx(values.mean(dtype=np.float64), abs=1e-6)
+    gelus = [node.inputs[0] for node in graph if isinstance(node.op, float_ops.Gelu)]
+    for name in gelus:
+        assert got.ranges[name][0] <= -8.2 < 8.2 <= got.ranges[name][1]
+
+
+def test_sixteen_bits_are_not_clipped() -> None:
+    graph = simplify(encoder_graph(small_encoder(), 16))
+    observed = calibrate(graph, token_rows(3, 16, 9), histograms=True)
+    plan = BitPlan.uniform(graph)
+    clipped = choose_ranges(observed, graph, plan, "percentile", percentile=90.0)
+    wide = [name for name in observed_names(graph) if plan.activations[name] == 16]
+    narrow = [name for name in observed_names(graph) if plan.activations[name] == 8]
+    assert len(wide) > 8
+    assert len(narrow) > 8
+    for name in wide:
+        assert clipped.ranges[name] == observed.ranges[name], name
+    for name in narrow:
+        (low, high), (lowest, highest) = clipped.ranges[name], observed.ranges[name]
+        assert lowest <= low < high <= highest
+        assert high - low < highest - lowest, name
+
+
+def test_a_gelu_of_eight_bits_needs_no_room() -> None:
+    graph = simplify(encoder_graph(small_encoder(), 16))
+    observed = calibrate(graph, token_rows(16), histograms=True)
+    plan = BitPlan.uniform(graph)
+    source = next(node.inputs[0] for node in graph if isinstance(node.op, float_ops.Gelu))
+    eight = BitPlan(plan.weights, {**plan.activations, source: 8})
+    seen = observed.statistics[source]
+    assert choose_ranges(observed, graph, plan, "minmax").ranges[source] == (
+        min(seen.minimum, -8.2),
+        max(seen.maximum, 8.2),
+    )
+    assert choose_ranges(observed, graph, eight, "minmax").ranges[source] == (seen.minimum, seen.maximum)
+    assert max(-seen.minimum, seen.maximum) < 8.2
+
+
+def test_a_filled_up_sentence_is_refused() -> None:
+    graph = simplify(encoder_graph(small_encoder(), 16))
+    (batch,) = token_rows(5)
+    batch["mask"][2, 3:] = 0
+    with pytest.raises(InputError, match="leaves tokens out"):
+        calibrate(graph, batch)

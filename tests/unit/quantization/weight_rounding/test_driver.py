@@ -330,10 +330,10 @@ def test_the_chooser_leaves_tensors_of_many_bits_alone() -> None:
     assert fake_quantize(prefix.floats["fc"], prefix.tensors["fc"]).shape == (64, 5)
 
 
-def test_a_network_with_two_inputs_is_refused() -> None:
+def test_one_array_for_two_inputs_is_refused() -> None:
     second = replace(GRAPH[GRAPH.inputs[0]], name="other")
     graph = FloatGraph((second, *GRAPH.nodes), GRAPH.outputs)
-    with pytest.raises(ModelError, match="feeds one input, this network has other, x"):
+    with pytest.raises(ModelError, match="on its inputs other, x, got other"):
         Prefix(graph, CALIBRATION, BitPlan.uniform(GRAPH), IMAGES)
 
 

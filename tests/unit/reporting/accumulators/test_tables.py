@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from labkit.reporting.accumulators.plot import bits_figure
-from labkit.reporting.accumulators.results import SCHEMA, Analysis, Landing, LayerSums, PairRule, Span
-from labkit.reporting.accumulators.tables import analysis_tables
+from labkit.reporting.accumulators.results import SCHEMA, Analysis, Landing, LayerSums, PairRule, Span, Step
+from labkit.reporting.accumulators.tables import analysis_tables, ledger_table
 
 ANALYSIS = Analysis(
     (
@@ -118,3 +118,41 @@ def test_the_figure_names_every_layer_and_is_the_same_each_time() -> None:
     assert {layer.name for layer in ANALYSIS.layers} | {"int16", "int32", "27", "22", "39"} <= words
     assert bits_figure(ANALYSIS, "png").startswith(b"\x89PNG")
     assert bits_figure(Analysis(ANALYSIS.layers), "svg") != drawn
+
+
+LEDGER = (
+    Step("norm", "LayerNorm", "sum of squares", 49, Span(0, 2**31 - 1), Span(0, 255)),
+    Step("norm", "LayerNorm", "times gamma, and beta", 50, Span(-(2**60), 2**61 - 1)),
+    Step("up", "Conv2d", "sum", 7, Span(-(2**31), 5)),
+    Step("down", "Conv2d", "sum", 7, Span(-(2**31) - 1, 5)),
+)
+
+
+def test_the_ledger_says_which_numbers_need_int64() -> None:
+    assert [step.register for step in LEDGER] == ["int32", "int64", "int32", "int64"]
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    console.print(ledger_table(Analysis((), 3, "", LEDGER)))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert lines[0] == "Ledger of bit widths: 4 intermediates, 2 of them in int64".split()
+    rows = [line for line in lines[1:] if line[-1:] in (["int32"], ["int64"])]
+    assert rows == [
+        ["norm", "sum", "of", "squares", "49", "2,147,483,647", "32", "9", "int32"],
+        ["times", "gamma,", "and", "beta", "50", "2.31e+18", "62", "-", "int64"],
+        ["up", "sum", "7", "2,147,483,648", "32", "-", "int32"],
+        ["down", "sum", "7", "2.15e+09", "33", "-", "int64"],
+    ]
+
+
+def test_the_ledger_in_json() -> None:
+    plain = Analysis((), 3, "", LEDGER).to_json()["ledger"]
+    assert plain[0] == {
+        "name": "norm",
+        "operation": "LayerNorm",
+        "step": "sum of squares",
+        "equation": 49,
+        "worst": {"low": 0, "high": 2**31 - 1, "bits": 32},
+        "observed": {"low": 0, "high": 255, "bits": 9},
+        "register": "int32",
+    }
+    assert plain[1]["observed"] is None
+    assert json.loads(json.dumps(plain)) == plain
