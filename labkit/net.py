@@ -26,9 +26,7 @@ __all__ = ["IntegerNet", "load"]
 # Images run node by node a few at a time, so that memory grows neither with their number nor with their size: 64 of them,
 # or what fits here of their tensors. The largest is counted in int64 besides, some ten times, as the readable tier needs it.
 NODE_BY_NODE_BATCH, NODE_BY_NODE_BYTES, _BESIDE = 64, 1 << 28, 80
-LENGTHS_KEPT = (
-    16  # nets of other lengths that a net keeps for their buffers and packed weights; the longest unused one goes
-)
+LENGTHS_KEPT = 16  # nets of other lengths, with their buffers; the one that was not used for longest goes first
 
 
 class IntegerNet:
@@ -347,7 +345,7 @@ def _checked(node: IntNode, x: Any) -> NDArray[Any]:
     array = np.asarray(x)
     takes_integers = isinstance(node.op, int_ops.Input)
     if takes_integers:
-        array = array.astype(np.uint8) if array.dtype == np.bool_ else array  # a mask
+        array = array.astype(np.uint8) if array.dtype == np.bool_ and _is_mask(node) else array
         _check_integers(node, array)
     elif array.dtype.kind != "f":
         raise InputError(
@@ -364,6 +362,14 @@ def _checked(node: IntNode, x: Any) -> NDArray[Any]:
     if node.output.channels_last:
         array = np.moveaxis(array, -1, 1)
     return np.ascontiguousarray(array, node.output.dtype if takes_integers else np.float32)
+
+
+def _is_mask(node: IntNode) -> bool:
+    """Whether the integers 0 and 1 of the input ``node`` stand for the real numbers 0 and 1."""
+    if node.output.is_index:
+        return False
+    _, params = node.output.quantized
+    return float(params.scale) == 1 and int(params.zero_point) == 0
 
 
 def _check_integers(node: IntNode, array: NDArray[Any]) -> None:

@@ -27,6 +27,7 @@ from probe_torch import CALLS, FORMS, MODULES, TRACED_AS, images, mistakes, name
 from torch import nn
 
 import labkit
+from labkit.arithmetic.affine import WIDE_BITS
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.errors import LabkitError
 from labkit.frontends import torch_calls, torch_fx
@@ -72,7 +73,8 @@ def page() -> str:
         "Max-pool, flatten, pad, reshape, transpose and up-sampling move integers and keep their scale. Add and softmax "
         "round once, ties up, by themselves. ArgMax puts out int32 positions. Quantize and Dequantize are the borders to "
         "real numbers, Input is the border in of a network that takes integers. Operations named after their arithmetic "
-        "(AddFixedPoint, SoftmaxFloat32, ...) compute as another runtime does: section 10 of [arithmetic.md](arithmetic.md).",
+        "(AddFixedPoint, SoftmaxFloat32, ...) compute as another runtime does: section 10 of [arithmetic.md](arithmetic.md). "
+        "Sixteen bits, signed and symmetric, are for what lies between the layers of a transformer: section 11.",
         "## Rounding rules",
         "Each requantizer names its rule (`labkit.arithmetic.requantize.RoundingRule`). `labkit.quantize` makes nets "
         f"with {_rule_of_quantize()}.",
@@ -102,10 +104,12 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 
 def _span(values: Iterable[int]) -> str:
-    """Integers as short text: ``1 to 8``, ``2, 4, 8``."""
+    """Integers as short text: ``1 to 8``, ``2, 4, 8``, ``1 to 8, 16``."""
     found = sorted(set(values))
     if len(found) > 2 and found == list(range(found[0], found[-1] + 1)):
         return f"{found[0]} to {found[-1]}"
+    if len(found) > 3 and found[-1] == WIDE_BITS:
+        return f"{_span(found[:-1])}, {WIDE_BITS}"
     return ", ".join(map(str, found)) or "none"
 
 

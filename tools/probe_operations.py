@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
+from labkit.arithmetic.affine import WIDE_BITS, PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.ibert import exp_constants, gelu_constants
 from labkit.arithmetic.requantize import Requantizer, RoundingRule
 from labkit.arithmetic.softmax import exponential_table
 from labkit.errors import LabkitError
@@ -22,12 +23,27 @@ __all__ = ["BITS", "REQUANTIZES", "WEIGHTED", "Case", "cases", "one_node", "qpar
 
 BITS = range(1, 9)
 WEIGHTED = {"Conv2d", "Linear"}
-REQUANTIZES = {"Conv2d", "Linear", "AveragePool2d", "AdaptiveAveragePool2d", "Multiply", "Concat", "Requantize"}
+REQUANTIZES = {
+    *("Conv2d", "Linear", "AveragePool2d", "AdaptiveAveragePool2d", "Multiply", "Concat", "Requantize"),
+    *("Embedding", "GeluPolynomial", "MatMul"),
+}
+_OF_SEQUENCES = {"Embedding", "GeluPolynomial", "LayerNorm", "MatMul", "SoftmaxPolynomial"}
+_TAKES_WIDE = {
+    "Add",
+    "Flatten",
+    "GeluPolynomial",
+    "LayerNorm",
+    "Requantize",
+    "Reshape",
+    "SoftmaxPolynomial",
+    "Transpose",
+}
 
 _BORDERS: dict[str, Any] = {
     name: getattr(int_ops, name) for name in ("Input", "QuantizeByReciprocal", "QuantizeAwayFromZero")
 }
 _SHARES = QuantSpec(8, symmetric=False)  # of a softmax of LiteRT
+_ROWS = 9  # of an embedding
 _NONE, _ONE = ((0, 0), (0, 0)), ((1, 1), (1, 1))
 
 
@@ -46,8 +62,12 @@ def cases(name: str) -> list[Case]:
     A rule knows nothing of bits, so that weights and activations of unequal bits are tried under one rule only.
     """
     rules = list(RoundingRule) if name in REQUANTIZES else [RoundingRule.SINGLE]
+    if name == "Embedding":  # its rows have fixed-point multipliers
+        rules = [rule for rule in rules if rule.is_integer_only]
     weights = BITS if name in WEIGHTED else (8,)
     every = [Case(*values) for values in itertools.product(weights, BITS, (False, True), rules)]
+    if name in _TAKES_WIDE or name == "Embedding":
+        every += [Case(8, WIDE_BITS, True, rule) for rule in rules]
     return [
         case
         for case in every
@@ -60,9 +80,12 @@ def tiers(name: str, case: Case) -> tuple[bool, bool]:
     rng = np.random.default_rng(0)
     try:
         net = IntegerNet(one_node(name, case, rng))
-        x: NDArray[Any] = rng.uniform(-1.5, 1.5, (3, *net.graph["x"].output.shape)).astype(np.float32)
-        if name == "Input":
-            spec, _ = net.graph["x"].output.quantized
+        source = net.graph["x"].output
+        x: NDArray[Any] = rng.uniform(-1.5, 1.5, (3, *source.shape)).astype(np.float32)
+        if source.is_index:
+            x = rng.integers(0, _ROWS, x.shape)
+        elif isinstance(net.graph["x"].op, int_ops.Input):
+            spec, _ = source.quantized
             x = rng.integers(spec.qmin, spec.qmax + 1, x.shape).astype(spec.dtype)
         expected = net.run(x, kernels="reference")
     except LabkitError:
@@ -76,10 +99,13 @@ def tiers(name: str, case: Case) -> tuple[bool, bool]:
 def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
     """A graph of a Quantize node, whose result is called ``x``, and the operation called ``name``."""
     spec = QuantSpec(case.activation_bits, signed=case.signed, symmetric=case.signed, narrow=case.signed)
-    zero_point = 0 if case.signed else spec.qmax // 2
+    centred = case.signed or name in ("GeluPolynomial", "LayerNorm", "SoftmaxPolynomial")
+    zero_point = 0 if centred else spec.qmax // 2
     clamp = (spec.qmin, spec.qmax)
-    shape = (20,) if name == "Linear" else (4, 6, 6)
+    shape = {"Linear": (20,), "LayerNorm": (24, 6), "Embedding": (6,)}.get(name, (4, 6, 6))
     x = Tensor(shape, spec, qparams(1 / spec.qmax, zero_point))
+    if name == "Embedding":
+        x = Tensor(shape, None, None, is_index=True)
     other = qparams(1.5 / spec.qmax, zero_point)
     layer_gain = 0.3 / 2 ** (case.weight_bits - 1)
     bias = rng.integers(-50, 50, 5).astype(np.int32)
@@ -95,6 +121,8 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
         """The operation, the shape and parameters of its result, and how many inputs it takes."""
         if (found := _of_runtimes(name, spec, x, other)) is not None:
             return found
+        if name in _OF_SEQUENCES:
+            return _of_sequences(name, x, other, clamp, requantizer, rng)
         match name:
             case "Dequantize":
                 return int_ops.Dequantize(), shape, None, 1
@@ -134,14 +162,39 @@ def one_node(name: str, case: Case, rng: np.random.Generator) -> IntGraph:
                 return int_ops.Flatten(), (144,), x.params, 1
         raise SystemExit(f"There is no example of {name} yet: add one here.")
 
-    nodes = [IntNode("x", _BORDERS.get(name, int_ops.Quantize)(shape), (), x)]
+    takes_integers = x.is_index or spec.is_wide
+    nodes = [
+        IntNode("x", int_ops.Input(shape) if takes_integers else _BORDERS.get(name, int_ops.Quantize)(shape), (), x)
+    ]
     if name == "ArgMax":
         nodes.append(IntNode("y", int_ops.ArgMax(0, False), ("x",), Tensor((6, 6), None, None, is_index=True)))
     elif name != "Quantize" and name not in _BORDERS:
         op, size, params, inputs = made()
         grid = _SHARES if name in ("SoftmaxFixedPoint", "SoftmaxByReciprocal") else spec
+        if name == "SoftmaxPolynomial":
+            grid = QuantSpec(8, signed=False)
         nodes.append(IntNode("y", op, ("x",) * inputs, Tensor(size, None if params is None else grid, params)))
     return IntGraph(tuple(nodes), (nodes[-1].name,))
+
+
+def _of_sequences(
+    name: str, x: Tensor, other: QParams, clamp: tuple[int, int], requantizer: Any, rng: np.random.Generator
+) -> tuple[Any, tuple[int, ...], QParams, int]:
+    """What `one_node` needs of an operation of transformers; ``requantizer`` makes one, ``clamp`` is that of the output."""
+    if name == "Embedding":
+        return int_ops.Embedding(_weights(8, (_ROWS, 5), rng), requantizer(0.7, _ROWS)), (5, *x.shape), other, 1
+    if name == "MatMul":
+        return int_ops.MatMul(requantizer(0.1), transpose_b=True), x.shape, other, 2
+    if name == "SoftmaxPolynomial":
+        known = exp_constants(1e-3)
+        multiplier = FixedPointMultiplier.from_real(known.scale * 32767)
+        return int_ops.SoftmaxPolynomial(known.ln2, known.b, known.c, multiplier, 8), x.shape, qparams(2.0**-8, 0), 1
+    if name == "GeluPolynomial":
+        found = gelu_constants(3e-4)
+        return int_ops.GeluPolynomial(found.b, found.c, found.one, requantizer(1e-4)), x.shape, other, 1
+    multipliers = rng.integers(-(2**20), 2**20, x.shape[0]).astype(np.int32)
+    addends = rng.integers(-(2**40), 2**40, x.shape[0])
+    return int_ops.LayerNorm(multipliers, addends, 45, clamp), x.shape, other, 1
 
 
 def _of_runtimes(
@@ -153,7 +206,8 @@ def _of_runtimes(
     powers = np.exp(-0.05 * np.arange(256)).astype(np.float32)
     fixed = FixedPointMultiplier.from_real
     shares = qparams(2.0**-8, -128), (_SHARES.qmin, _SHARES.qmax)
-    assert x.params is not None
+    if x.params is None:
+        return None
     match name:
         case "AddFixedPoint":
             parts = RoundingRule.GEMMLOWP, 20, fixed(np.array([0.5, 0.4])), fixed(2.0**-19)

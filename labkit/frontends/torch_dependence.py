@@ -92,9 +92,8 @@ def _mask_that(traced: fx.GraphModule, node: fx.Node, shape: tuple[int, ...], fi
 
 
 def _masks(rows: int, length: int) -> Iterable[torch.Tensor]:
-    """Masks, bool [rows, length]: of ones, of zeros, and at random."""
+    """Masks, bool [rows, length]: of ones, and at random."""
     yield torch.ones(rows, length, dtype=torch.bool)
-    yield torch.zeros(rows, length, dtype=torch.bool)
     generator = torch.Generator().manual_seed(1)
     for share in (0.2, 0.5, 0.8):
         yield torch.rand(rows, length, generator=generator) < share

@@ -18,7 +18,6 @@ from labkit.arithmetic.requantize import RoundingRule
 from labkit.errors import InputError, ModelError
 from labkit.frontends.torch_fx import parameters_digest
 from labkit.graph import float_ops, int_ops, passes
-from labkit.graph.check_sequences import OPERATIONS_ON_SEQUENCES
 from labkit.graph.ir import FloatGraph, IntGraph, IntNode
 from labkit.graph.lengths import at_length, length_of
 from labkit.net import IntegerNet
@@ -30,7 +29,7 @@ from labkit.parity.report import ParityReport
 from labkit.parity.restate_torch import run_graph
 from labkit.parity.tally import Tally
 from labkit.parity.torch_steps import DecidedWeights
-from labkit.parity.translated import Translated, translated
+from labkit.parity.translated import Translated, is_of_sequences, translated
 from labkit.quantization.batches import WORKERS, checked_batches, images_for, in_threads, sized_batches
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.plan import BitPlan
@@ -84,35 +83,13 @@ def verify(
     graph = net.graph
     decided = {} if module is None else decided_weights(graph)
     remarks: tuple[str, ...] = ()
-    other_parameters = ""
-    source = None
-    if isinstance(module, nn.Module) and any(isinstance(node.op, OPERATIONS_ON_SEQUENCES) for node in graph):
+    other_parameters, source, emulation = "", None, None
+    if isinstance(module, nn.Module) and is_of_sequences(module, graph):
         source = translated(module, graph)
     if module is not None:
-        made_of, given = graph.notes.get("parameters_sha256"), _digests(module, source)
-        what = "graph" if isinstance(module, FloatGraph) else "module"
-        if made_of not in (None, *given):
-            other_parameters = f"The {what}'s parameters are not those that were quantized: made anew without a seed, or other weights?"
-        if (
-            decided and made_of not in given
-        ):  # nothing else would tell, as the integers are not derived from the parameters
-            tally.missing(f"parameters of the {what}, sha256", str(made_of), given[0])
-    emulation = None if module is None else _emulation(graph, module, source, decided)
-    if emulation is not None:
-        plan = BitPlan.from_json(graph.notes["plan"])
-        if ends := saved_ends(graph, plan):
-            known = {name: pair for name, pair in ends.items() if name in emulation.parameters}
-            check_ends(tally, plan, known, emulation.folded)
-            remarks += (
-                f"Scales and integers of weights are derived from the ends of their ranges that were saved; the same method "
-                f"({plan.weight_ranges}), run again on the module's weights, was to choose these ends again.",
-            )
-        for node in graph:
-            if not isinstance(node.op, int_ops.Dequantize):
-                _compare_parameters(tally, node, emulation.parameters.get(node.name), node.name in decided)
-        for name in emulation.parameters:
-            if name not in {node.name for node in graph}:
-                tally.missing(f"node {name}", "present", "absent")
+        other_parameters = _other_parameters(tally, graph, module, source, bool(decided))
+        emulation = _emulation(graph, module, source, decided)
+        remarks = _compare_derived(tally, graph, emulation, decided)
 
     def judge(item: tuple[int, _Batch]) -> tuple[int, Tally]:
         first_image, batch = item
@@ -151,6 +128,44 @@ def verify(
         remarks = (other_parameters, *remarks)
     subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
     return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions(), remarks)
+
+
+def _other_parameters(
+    tally: Tally, graph: IntGraph, module: nn.Module | FloatGraph, source: Translated | None, some_decided: bool
+) -> str:
+    """A sentence where the parameters are not those of which ``graph`` was made; a difference where nothing else would tell."""
+    made_of, given = graph.notes.get("parameters_sha256"), _digests(module, source)
+    what = "graph" if isinstance(module, FloatGraph) else "module"
+    if some_decided and made_of not in given:  # integers that are not derived from the parameters
+        tally.missing(f"parameters of the {what}, sha256", str(made_of), given[0])
+    if made_of in (None, *given):
+        return ""
+    return f"The {what}'s parameters are not those that were quantized: made anew without a seed, or other weights?"
+
+
+def _compare_derived(
+    tally: Tally,
+    graph: IntGraph,
+    emulation: Emulation | SequenceEmulation,
+    decided: Mapping[str, DecidedWeights],
+) -> tuple[str, ...]:
+    """Compare all parameters of ``graph`` with those that ``emulation`` derived; a sentence on what was not derived."""
+    plan, derived = BitPlan.from_json(graph.notes["plan"]), emulation.parameters
+    remarks: tuple[str, ...] = ()
+    names = {node.name for node in graph}
+    if ends := saved_ends(graph, plan):
+        check_ends(tally, plan, {name: pair for name, pair in ends.items() if name in derived}, emulation.folded)
+        remarks = (
+            f"Scales and integers of weights are derived from the ends of their ranges that were saved; the same method "
+            f"({plan.weight_ranges}), run again on the module's weights, was to choose these ends again.",
+        )
+    for node in graph:
+        if not isinstance(node.op, int_ops.Dequantize):
+            _compare_parameters(tally, node, derived.get(node.name), node.name in decided)
+    for name in derived:
+        if name not in names:
+            tally.missing(f"node {name}", "present", "absent")
+    return remarks
 
 
 def parameters_of(node: IntNode) -> dict[str, NDArray[np.generic]]:

@@ -28,7 +28,7 @@ class EmulatedSteps:
 
     @property
     def parameters(self) -> dict[str, dict[str, torch.Tensor]]:
-        """By node name, by parameter name: integer or float32 tensors."""
+        """By node name, by parameter name: int64, int8 or float32 of any shape."""
         return {name: step.parameters for name, step in self._steps.items()}
 
     def folded(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,9 +43,9 @@ class EmulatedSteps:
 
 
 def entered(step: Step, x: torch.Tensor) -> torch.Tensor:
-    """What an input or constant makes of ``x``, [N, ...]: real numbers rounded, indices and masks as they are; int64.
+    """What the ``step`` of an input or constant makes of ``x``, [N, ...]; int64.
 
-    Of a constant, ``x`` says only how many images there are.
+    Real numbers are rounded, indices and masks are taken as they are. Of a constant, ``x`` says only how many images there are.
     """
     if step.kind == "input":
         return arithmetic.real_to_integer(x, step.scale, step.zero_point, step.grid)

@@ -76,7 +76,7 @@ def looked_up_rows(
 ) -> torch.Tensor:
     """Eq. 44: for ``indices`` int64 [N, T] the rows of ``table`` [V, D], integers, at the output's scale; int64 [N, D, T].
 
-    ``mantissa`` and ``exponent``, int64 [V] or [], are the multipliers of the rows.
+    ``mantissa`` and ``exponent``, int64 [V] or [], are the multipliers of the rows; the result is kept in ``clamp``.
     """
     used, multiplier = table[indices].long(), mantissa.expand(len(table))[indices].unsqueeze(-1)
     shift = (31 - exponent.expand(len(table))[indices]).unsqueeze(-1)
@@ -87,7 +87,8 @@ def looked_up_rows(
 def matrix_product(a: torch.Tensor, b: torch.Tensor, transpose_a: bool, transpose_b: bool) -> torch.Tensor:
     """The sums of eq. 45 of integers ``a`` and ``b``, int64 [N, B, ., .] with zero points subtracted; int64 [N, B, m, n].
 
-    Computed in float64, which is exact: partial sums stay within int32.
+    ``transpose_a`` and ``transpose_b`` say that they are given as [N, B, k, m] and [N, B, n, k]. Computed in float64, which is
+    exact: partial sums stay within int32.
     """
     left, right = (x.transpose(-1, -2) if turned else x for x, turned in ((a, transpose_a), (b, transpose_b)))
     return torch.matmul(left.double(), right.double()).long()
@@ -132,7 +133,10 @@ def polynomial_shares(
 
 
 def gelu(x: torch.Tensor, b: int, c: int, one: int) -> torch.Tensor:
-    """The product q (-L - o) of eq. 48 for integers ``x``, int64 of any shape, which is still to be multiplied by M."""
+    """The product q (-L - o) of eq. 48 for integers ``x``, int64 of any shape, still to be multiplied by M.
+
+    ``b``, ``c`` and ``one`` are b_q, c_q and o.
+    """
     reach = -b
     left = (reach - x.abs()).clamp(min=0)  # how far |x| is from where the parabola ends
     parabola = x.sign() * (left * left + c)
@@ -145,7 +149,7 @@ def layer_norm(
 ) -> torch.Tensor:
     """Eqs. 49 and 50 along axis 1 of ``x``, int64 [N, D, T]; int64 of the same shape.
 
-    ``multipliers`` and ``addends`` are int64 [D].
+    ``multipliers`` and ``addends`` are int64 [D], ``shift`` is theirs; the result is kept in ``clamp``.
     """
     y = x - whole_mean(x, 1)
     deviation = whole_root((y * y).sum(1, keepdim=True)).clamp(min=1)
@@ -157,7 +161,7 @@ def layer_norm(
 
 
 def whole_mean(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """The mean along ``dim``, which stays with the length 1, to the nearest integer, ties to even: ``x`` and result int64."""
+    """The mean of ``x``, int64 of any shape, along ``dim``, which stays with the length 1: to nearest, ties to even; int64."""
     count = x.shape[dim]
     total = x.sum(dim, keepdim=True)
     down: torch.Tensor = torch.div(total, count, rounding_mode="floor")

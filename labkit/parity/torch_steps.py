@@ -70,7 +70,7 @@ class Step:
     parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def acted(self, x: torch.Tensor) -> torch.Tensor:
-        """Its own operation on ``x`` [N, ...]."""
+        """Its own operation on ``x``, float64 [N, ...]."""
         assert self.act is not None
         return self.act(x)
 
@@ -83,7 +83,10 @@ class Step:
 def one_by_one(
     steps: Mapping[str, Step], compute: Callable[[Step, dict[str, torch.Tensor]], torch.Tensor]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every step's name and what ``compute`` makes of it and of the results so far; what no later step takes is let go."""
+    """The name of each of ``steps`` and what ``compute`` makes of it and of the results so far, [N, ...] of its own dtype.
+
+    What no later step takes is let go.
+    """
     last_use = {name: step.name for step in steps.values() for name in step.inputs}
     results: dict[str, torch.Tensor] = {}
     for step in steps.values():

@@ -14,10 +14,11 @@ from labkit.errors import LabkitError
 from labkit.frontends.onnx.float_graph_module import graph_digest
 from labkit.frontends.torch_fx import from_torch, parameters_digest
 from labkit.graph import int_ops, passes
+from labkit.graph.check_sequences import OPERATIONS_ON_SEQUENCES
 from labkit.graph.ir import FloatGraph, IntGraph
 from labkit.parity.random_inputs import random_inputs
 
-__all__ = ["Translated", "translated"]
+__all__ = ["Translated", "is_of_sequences", "translated"]
 
 Tensors = dict[str, torch.Tensor]
 
@@ -35,6 +36,15 @@ class Translated:
     digests: tuple[str, ...]
     inputs: Tensors
     expected: Tensors
+
+
+def is_of_sequences(module: nn.Module, graph: IntGraph) -> bool:
+    """Whether ``graph`` was made of ``module`` as of a network of sequences, whose linear layers are convolutions of width 1."""
+    operations = {node.name: node.op for node in graph}
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    return any(isinstance(op, OPERATIONS_ON_SEQUENCES) for op in operations.values()) or any(
+        isinstance(operations.get(name), int_ops.Conv2d) for name in linear
+    )
 
 
 def translated(module: nn.Module, graph: IntGraph) -> Translated:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from parity.encoders import Sizes, drawn_sizes, encoder, sentences, whole_sentences
+from torch import nn
 
 import labkit
 from labkit.errors import ModelError, UnsupportedOperation
@@ -136,6 +137,33 @@ def test_an_imported_encoder(weights: int, tier: str) -> None:
         assert not report.remarks
     assert "derived from the float module SentenceEncoder" in str(labkit.verify(net, module, x))
     assert "derived from the float graph" in str(labkit.verify(net, graph, x))
+
+
+class OnTokens(nn.Module):
+    """Linear layers on each token of real numbers, [N, T, 8], with a layer norm and a GELU or with neither."""
+
+    def __init__(self, plain: bool) -> None:
+        super().__init__()
+        self.plain = plain
+        self.first, self.norm = nn.Linear(8, 20), nn.LayerNorm(20)
+        self.second, self.third = nn.Linear(20, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        y = y.relu() if self.plain else nn.functional.gelu(self.second(self.norm(y)))
+        return x + self.third(self.second(y) if self.plain else y)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_modules_of_real_sequences(plain: bool) -> None:
+    torch.manual_seed(0)
+    module, x = OnTokens(plain).eval(), torch.randn(16, 5, 8)
+    net = labkit.quantize(module, x)
+    for tier in TIERS:
+        for source in (module, None):
+            report = labkit.verify(net, source, x, kernels=tier)
+            assert report.passed, report
+            assert not report.remarks
 
 
 def test_shorter_sentences_of_the_same_net() -> None:

@@ -156,14 +156,14 @@ class Bench:
 
 
 def pairs_of(pairs: SentencePairs, chosen: NDArray[np.integer], batch: int = 32) -> Pairs:
-    """Those of ``pairs`` whose numbers are ``chosen``, tokenized, up to ``batch`` sentences at a time."""
+    """Those of ``pairs`` whose numbers are ``chosen``, int64 [n], tokenized, up to ``batch`` sentences at a time."""
     sides = ([side[i] for i in chosen] for side in (pairs.first, pairs.second))
     first, second = (tuple(tokenize(side, batch)) for side in sides)
     return Pairs(first, second, pairs.scores[chosen])
 
 
 def drawn_sentences(pairs: SentencePairs, count: int, seed: int) -> tuple[tuple[str, ...], NDArray[np.integer]]:
-    """``count`` sentences of ``pairs`` drawn with ``seed``, and the numbers of the pairs that have none of them."""
+    """``count`` sentences of ``pairs`` drawn with ``seed``, and the numbers of the pairs that have none of them, int64 [n]."""
     every = pairs.first + pairs.second
     chosen = np.random.default_rng(seed).choice(len(every), min(count, len(every)), replace=False)
     sentences = tuple(every[i] for i in chosen)

@@ -343,8 +343,8 @@ def _notes(found: _Found, settings: Settings, calibration: int) -> tuple[str, ..
         f"thousand tokens do not carry it, as the table of settings shows. Its decided weights are taken as decided: the "
         f"certificates of that row cover all but these.",
         f"Certificates: {_VERIFIED} sentences of the test pairs, evenly from the shortest to the longest, at every length at "
-        f"which the network runs them; scales, weights, constants and each node's integers are derived anew from the float "
-        f"graph, with tolerance 0. Networks of seed 0.",
+        f"which the network runs them; scales, weights, constants and each node's integers are derived anew from the PyTorch "
+        f"module, with tolerance 0. Networks of seed 0.",
         "I-BERT fine-tunes after it quantizes, and its networks are larger; only the change can be compared. It rounds a "
         "softmax's shares down, here they are rounded to nearest.",
     )

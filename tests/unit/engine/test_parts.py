@@ -180,7 +180,7 @@ def attention():
     shares = b.softmax_polynomial(scores)
     gelu = b.gelu(scores, scale=1e-3)
     node = b.nodes[-1]
-    b.nodes[-1] = replace(node, op=replace(node.op, b=-(2**29), c=-(2**58), one=-100))
+    b.nodes[-1] = replace(node, op=replace(node.op, b=-40_000, c=-(10**9), one=-100))
     lone = b.softmax_polynomial(b.requantize(b.reshape(gelu, (27, 9)), spec=S16), b.input((9,), U8))
     return b.graph(scores, shares, gelu, b.dequantize(scores), b.dequantize(shares), lone)
 

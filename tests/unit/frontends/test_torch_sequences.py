@@ -20,8 +20,10 @@ from labkit.frontends.torch_fx import from_torch
 from labkit.graph import float_ops
 from labkit.graph.float_ops import InputKind
 from labkit.graph.ir import FloatGraph, FloatNode
+from labkit.graph.lengths import at_length
 from labkit.graph.passes import simplify
 from labkit.models.sentence_encoder import EncoderSizes, SentenceEncoder, encoder_graph
+from labkit.quantization.weight_rounding.blocks import find_blocks
 
 VIEWS = ATTENTIONS["views and masked_fill"]
 
@@ -489,3 +491,53 @@ def test_gains_and_residuals_of_one_shape(heads: int, length: int) -> None:
     for made in (graph, simplify(graph)):
         (got,) = run_float(made, {"ids": ids.numpy()}, only_outputs=True).values()
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("head", ["mean", "first"])
+def test_a_pool_over_all_tokens_is_of_one_length(head: str) -> None:
+    """Its window says how many tokens there are: at another length it would give another number of them."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.fc = nn.Embedding(30, 6), nn.Linear(6, 3)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            x = self.words(ids)
+            y: torch.Tensor = self.fc(x.mean(1, keepdim=True) if head == "mean" else x[:, :1])
+            return y
+
+    torch.manual_seed(0)
+    module = Pooled().eval()
+    graph = from_torch(module, example(4, None))
+    ids, _ = sentences(3, 4, 0)
+    (got,) = run_float(graph, {"ids": ids.numpy()}, only_outputs=True).values()
+    with torch.inference_mode():
+        np.testing.assert_allclose(got, module(ids).numpy(), rtol=0, atol=1e-5)
+    for length in (2, 8):
+        with pytest.raises(ModelError, match="is made for sequences of length 4"):
+            at_length(graph, length)
+
+
+def test_rounding_block_by_block_needs_blocks() -> None:
+    """Sums of tensors that have no tensor in common (words and constants) end no residual block."""
+    graph = simplify(encoder_graph(SentenceEncoder(EncoderSizes(50, 32, 8, 2, 1, 12)).eval(), 5))
+    with pytest.raises(UnsupportedOperation, match="ends no residual block.*layer by layer"):
+        find_blocks(graph)
+
+
+def test_two_masks_at_once_are_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(30, 6)
+
+        def forward(self, ids: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            x = self.words(ids)
+            scores = (x @ x.mT).masked_fill(~a[:, None], -1e9).masked_fill(~b[:, None], -1e9)
+            y: torch.Tensor = scores.softmax(-1) @ x
+            return y
+
+    mask = torch.ones(2, 5, dtype=torch.bool)
+    with pytest.raises(UnsupportedOperation, match="hidden by one mask only, got a and b"):
+        from_torch(Net().eval(), {**example(5, None), "a": mask, "b": mask})

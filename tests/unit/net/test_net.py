@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from parity.nets import images, quantized, tiers
 from parity.zoo import conv, row
+from unit.graph import transformer_block
 from unit.graph.builders import operations_of_runtimes
 from unit.net.inputs import integers_for
 
@@ -266,6 +267,10 @@ def test_every_operation_can_be_overridden() -> None:
     others = IntegerNet(operations_of_runtimes())
     given = integers_for(others)
     out, plain = others.trace(given, kernels=kernels), others.trace(given, kernels="reference")
+    assert all(np.array_equal(out[name], plain[name]) for name in plain)
+    encoder = IntegerNet(transformer_block.block())
+    words = transformer_block.sentences(encoder.graph, 3)
+    out, plain = encoder.trace(words, kernels=kernels), encoder.trace(words, kernels="reference")
     assert all(np.array_equal(out[name], plain[name]) for name in plain)
     assert called == set(reference.__all__)
 

@@ -9,6 +9,8 @@ from torch import nn
 from unit.sensitivity.nets import images, mlp, objective, outputs_of
 
 from labkit.errors import InputError
+from labkit.frontends.torch_fx import from_torch
+from labkit.graph.passes import simplify
 from labkit.sensitivity.objective import LOSSES, make_objective
 
 
@@ -95,3 +97,10 @@ def test_what_does_not_fit_is_refused(changed: dict[str, object], words: str) ->
     }
     with pytest.raises(InputError, match=words):
         make_objective(**(given | changed))  # type: ignore[arg-type]
+
+
+def test_indices_have_no_sensitivities() -> None:
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(12, 3)).eval()
+    graph = simplify(from_torch(module, {"input": torch.arange(6).reshape(2, 3) % 5}))
+    with pytest.raises(InputError, match="must take real numbers, 'input' is an index"):
+        make_objective(graph, np.zeros((4, 3), np.float32), np.zeros(4, int))

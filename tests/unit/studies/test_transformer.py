@@ -328,7 +328,11 @@ def test_what_the_document_quotes_is_what_the_study_found() -> None:
         f"| {way} | {row['Spearman, %']} | {row['points']} | {row['cosine to float, mean']} | {row['rank agreement']} |"
         for way, row in rows.items()
     ]
-    for quoted in (*table, f"{proof}."):
+    settings = {row[0]: row[2] for row in result["tables"][2]["rows"]}
+    alone, making_up = (
+        float(settings[f"W4A8, best, {how}"]) for how in ("each layer by itself", "layers make up for earlier ones")
+    )
+    for quoted in (*table, f"{proof}.", f"float vectors is {alone:.3f} without it and {making_up:.3f} with it"):
         assert " ".join(quoted.split()) in text, quoted
 
 
