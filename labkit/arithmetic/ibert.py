@@ -82,9 +82,9 @@ def gelu_constants(scale: float) -> GeluConstants:
             f"got {scale:.3g}. Requantize its input to 16 bits first, or use a table of 256 entries."
         )
     step = scale / _ROOT_OF_2
-    b, c = math.floor(_ERF_B / step), math.floor((1 / _ERF_A) / step**2)
+    b, c = math.floor(_ERF_B / step), math.floor((1 / _ERF_A) / (step * step))
     _check_bits("i-GELU", scale, b * b - c)
-    shifted = step**2 * _ERF_A * 2**GELU_SHIFT
+    shifted = step * step * _ERF_A * 2**GELU_SHIFT
     return GeluConstants(b, c, math.floor(1 / shifted), scale * shifted / 2)
 
 
@@ -102,9 +102,9 @@ def exp_constants(scale: float) -> ExpConstants:
     if scale > _LN_2:
         raise QuantizationError(f"i-exp needs an input scale below ln 2, got {scale:.3g}. Use more bits for its input.")
     ln2 = math.floor(-_LN_2 / scale)
-    b, c = math.floor(_EXP_B / _EXP_A / scale), math.floor(1 / _EXP_A / scale**2)
+    b, c = math.floor(_EXP_B / _EXP_A / scale), math.floor(1 / _EXP_A / (scale * scale))
     _check_bits("i-exp", scale, (b * -ln2 + c) << EXPONENT_SHIFT)
-    return ExpConstants(ln2, b, c, _EXP_A * scale**2)
+    return ExpConstants(ln2, b, c, _EXP_A * (scale * scale))
 
 
 def _check_positive(scale: float) -> None:

@@ -135,7 +135,7 @@ def _check_gelu(node: IntNode, op: int_ops.GeluPolynomial, source: Tensor, large
     if factor * largest > INT32_LIMIT:
         raise BoundError(
             f"{node.name}: the product of i-GELU can reach {factor * largest:,}, more than int32 holds. Give its input a "
-            f"scale of at least 2.5e-4, that is a range of -8..8 on 16 bits."
+            f"scale of at least 1.14e-4, that is a range of -3.75..3.75 on 16 bits."
         )
 
 

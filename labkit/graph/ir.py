@@ -138,9 +138,7 @@ class Tensor:
             The tensor is real, or an index.
         """
         if self.is_index:
-            raise ModelError(
-                "An index has no scale: only an Embedding can take it, and the result of an ArgMax can only be an output."
-            )
+            raise ModelError("An index has no scale: only an Embedding can take it, or it leaves the network.")
         if self.spec is None or self.params is None:
             raise ModelError("An integer operation takes the result of a real one: put a Quantize node between them.")
         return self.spec, self.params

@@ -240,7 +240,7 @@ def choose_ranges(
     return replace(calibration, ranges=chosen, method=method, options=options)
 
 
-GELU_RANGE = 8.2  # of i-GELU's input at least: with 16 bits its scale is then 2.5e-4, as its product needs (eq. 48)
+GELU_RANGE = 8.2  # of i-GELU's input at least. Its product needs 3.75 (eq. 48); 16 bits have room for the tails as well
 SCORES_RANGE = 1.1  # of i-softmax's: with 16 bits its scale is then 3.3e-5, as its parabola needs (eq. 46)
 
 
