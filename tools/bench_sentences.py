@@ -32,7 +32,9 @@ def main() -> int:
     encoder, weights = float_encoder()
     texts = stsb_texts(Path(os.environ.get("LABKIT_DATA", "data"))) if weights.startswith("all") else []
     net = encoder_in_integers(encoder, texts)
-    print(f"{weights}, W8A8, {len(texts)} sentences to calibrate on; time of the peer / time of labkit")
+    print(
+        f"{weights}, W8A8, calibrated on {'sentences of STS-B' if texts else 'random tokens'}; peer's time / labkit's time"
+    )
     is_wrong = False
     with peers_of(encoder) as peers:
         for case in given.case:

@@ -19,7 +19,8 @@ from labkit.engine.memory import slot_bytes
 from labkit.engine.plan import TABLES, Buffer, Entry, Exit, Prepared
 from labkit.graph.costs import costs
 from labkit.kernels.fast.conv import BLOCK
-from labkit.kernels.fast.elementwise import dequantize, dequantize_rows, give_integers, give_rows
+from labkit.kernels.fast.elementwise import dequantize, give_integers
+from labkit.kernels.fast.leave_rows import dequantize_rows, give_rows
 from labkit.kernels.fast.packing import aligned_zeros
 from labkit.kernels.jit import entry_point
 from labkit.kernels.program import Call, make_program
@@ -124,7 +125,10 @@ class Arena:
 
 
 def exit_call(way: Exit, buffer: NDArray[Any], images: NDArray[Any]) -> tuple[Callable[..., int], tuple[Any, ...]]:
-    """The kernel that reads the result of ``way`` from ``buffer`` to ``images``, and its arguments after the number of images."""
+    """The kernel that reads the result of ``way`` from its ``buffer``, and its arguments after the number of images.
+
+    It fills ``images``, an array [N, C, H, W] of the dtype of ``way``.
+    """
     place = way.place
     where: Any = place.corner
     if place.strides is not None:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from labkit.arithmetic.ibert import ExpConstants
 from labkit.engine.dispatch import lower_op, unsupported
 from labkit.engine.finishing import (
     centred_grid,
@@ -105,14 +106,15 @@ def _(op: int_ops.SoftmaxPolynomial, plan: Plan, node: IntNode) -> None:
     work = plan.add_buffer(Buffer((2, rounded_up(shape[-1])), np.int32, is_per_image=False))
     masks = (0, 0) if mask is None else (1, mask.zero)
     buffers = (x.buffer, x.buffer if mask is None else mask.buffer, y.buffer, work)
-    exponential = softmax_rows.exponential_of(op, shape[-1])
+    constants_of_exp = ExpConstants(op.ln2, op.b, op.c, 0.0)  # integers only: the real scale is in the multiplier
+    exponential = softmax_rows.exponential_of(constants_of_exp, op.multiplier, shape[-1])
     if x.strides is not None and y.strides is not None and exponential is not None:
         rows = softmax_rows.Rows(math.prod(shape[:-1]), shape[-1], x.strides[1], y.strides[1])
         by_vectors = (rows, exponential, masks, int(op.bits), y.zero)
         plan.steps.append(Step(node.name, softmax_rows.softmax_rows, buffers, by_vectors))
         return
     low, high = centred_grid(plan, node.inputs[0])
-    table = softmax_polynomial.exponentials(op, high - low)
+    table = softmax_polynomial.exponentials(constants_of_exp, op.multiplier, high - low)
     if table.min() < 0 or table.max() >= 2**31:
         raise unsupported(node, "its exponentials do not fit 32 bits")
     kind = np.uint16 if table.max() < 2**16 else np.int32

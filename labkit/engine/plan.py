@@ -103,7 +103,7 @@ class Place:
     strides: tuple[int, int, int] | None = None
 
     def view(self, buffer: NDArray[Any]) -> tuple[NDArray[Any], Corner]:
-        """``buffer`` [N, H', W', C'] as kernels index an image that lies in it: [N, H, W, C], and its corner there."""
+        """``buffer`` [N, H', W', C'], of any dtype, as the images in it are indexed: [N, H, W, C], and their corner there."""
         if self.strides is None:
             return buffer, self.corner
         channels, height, width = self.image

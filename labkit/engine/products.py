@@ -52,7 +52,7 @@ def add_product(
     plan, node : whose call it is
     buffers : numbers of the input's buffer and of that for results
     dot : how to multiply
-    panels : from `packing.pack_panels`
+    panels : integers of the shape [O / 16, runs, groups, 16, group], from `packing.pack_panels`
     rule : by which the tile finishes its sums, or None where it leaves int32
     rest : the kernel's arguments after the weights
     """

@@ -62,7 +62,10 @@ def facts_of(weight: QTensor) -> WeightFacts:
 
 
 def packed_once(weight: QTensor, order: Hashable, pack: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-    """What ``pack`` makes of ``weight``, or what it made before for the same ``order``, if a network still holds that."""
+    """What ``pack`` makes of ``weight``, or what it made before for the same ``order``, if a network still holds that.
+
+    An array of the shape and dtype that ``pack`` chooses.
+    """
     held = _packed.setdefault(weight, WeakValueDictionary())
     found = held.get(order)
     if found is None:

@@ -22,9 +22,7 @@ __all__ = [
     "add_vectors",
     "copy_to_rows",
     "dequantize",
-    "dequantize_rows",
     "give_integers",
-    "give_rows",
     "quantize",
     "quantize_signs",
     "split_multipliers",
@@ -137,43 +135,6 @@ def give_integers(part: int, parts: int, images: int, x: Array, given: Array, ab
             pixel = x[n, corner.top + i, corner.left + j]
             for c in range(channels):
                 given[n, c, i, j] = np.int32(pixel[c]) + np.int32(above[0])
-    return 0
-
-
-@jit
-def dequantize_rows(
-    part: int, parts: int, images: int, x: Array, real: Array, scale: Array, zero: int, steps: tuple[int, int]
-) -> int:
-    """As `dequantize` where the last axis of the image is contiguous in ``x``, which starts with its first element.
-
-    ``part`` of ``parts`` is the share of this call, of all rows of all images; ``steps`` are elements from one channel and
-    from one row to the next.
-    """
-    _, channels, height, width = real.shape
-    factor, offset = scale[0], np.int32(zero)
-    first, end = share(images * channels * height, part, parts)
-    for line in range(first, end):
-        n, row = line // (channels * height), line % (channels * height)
-        c, i = row // height, row % height
-        start = c * steps[0] + i * steps[1]
-        source, target = x[n].reshape(-1)[start : start + width], real[n, c, i]
-        for j in range(width):
-            target[j] = np.float32(np.int32(source[j]) - offset) * factor
-    return 0
-
-
-@jit
-def give_rows(part: int, parts: int, images: int, x: Array, given: Array, above: Array, steps: tuple[int, int]) -> int:
-    """As `give_integers` in the manner of `dequantize_rows`, with its ``part``, ``parts`` and ``steps``; ``above`` int64 [1]."""
-    _, channels, height, width = given.shape
-    first, end = share(images * channels * height, part, parts)
-    for line in range(first, end):
-        n, row = line // (channels * height), line % (channels * height)
-        c, i = row // height, row % height
-        start = c * steps[0] + i * steps[1]
-        source, target = x[n].reshape(-1)[start : start + width], given[n, c, i]
-        for j in range(width):
-            target[j] = np.int32(source[j]) + np.int32(above[0])
     return 0
 
 

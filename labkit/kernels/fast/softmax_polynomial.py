@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.ibert import ExpConstants
-from labkit.graph import int_ops
 from labkit.kernels.fast.heads import Groups
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
@@ -26,13 +26,16 @@ _FAR = 1 << 20  # below every element, and farther than any two lie apart
 _SHARE_BITS = 32  # of 2**32 / sum
 
 
-def exponentials(op: int_ops.SoftmaxPolynomial, farthest: int) -> NDArray[np.int64]:
-    """E of eq. 47 for elements 0, 1, ... below the largest: up to ``farthest``, or to the last that is not 0, and a 0."""
+def exponentials(constants: ExpConstants, multiplier: FixedPointMultiplier, farthest: int) -> NDArray[np.int64]:
+    """E of eq. 47 for elements 0, 1, ... below the largest: up to ``farthest``, or to the last that is not 0, and a 0.
+
+    ``constants`` and the ``multiplier`` of shape () are those of a SoftmaxPolynomial. int64 [up to farthest + 2].
+    """
     below = np.arange(farthest + 1)
-    powers, halvings = i_exp(-below, ExpConstants(op.ln2, op.b, op.c, 0.0))
-    shift = 31 - int(op.multiplier.exponent) + halvings
+    powers, halvings = i_exp(-below, constants)
+    shift = 31 - int(multiplier.exponent) + halvings
     within = np.minimum(shift, 62)
-    short = (powers * int(op.multiplier.mantissa) + (np.int64(1) << (within - 1))) >> within
+    short = (powers * int(multiplier.mantissa) + (np.int64(1) << (within - 1))) >> within
     short = np.where(shift <= 62, short, 0)
     used = np.flatnonzero(short)
     return np.append(short[: used[-1] + 1 if used.size else 0], 0)

@@ -17,8 +17,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from labkit.arithmetic.ibert import EXPONENT_SHIFT
-from labkit.graph import int_ops
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
+from labkit.arithmetic.ibert import EXPONENT_SHIFT, ExpConstants
 from labkit.kernels.fast import simd
 from labkit.kernels.fast.shares import share
 from labkit.kernels.jit import jit
@@ -53,11 +53,11 @@ class Rows(NamedTuple):
     target: int
 
 
-def exponential_of(op: int_ops.SoftmaxPolynomial, length: int) -> Exponential | None:
-    """The constants of ``op`` for rows of ``length``, or None where 32 bits do not suffice for the polynomial."""
-    ln2, shift = -op.ln2, 31 - int(op.multiplier.exponent)
-    fits = ln2 * max(op.b, ln2) < 2**30 and op.b >= ln2 and op.c < 2**30 and length <= _ROW_MOST
-    return Exponential(ln2, op.b, op.c, int(op.multiplier.mantissa), shift) if fits else None
+def exponential_of(constants: ExpConstants, multiplier: FixedPointMultiplier, length: int) -> Exponential | None:
+    """``constants`` and ``multiplier`` for rows of ``length``, or None where 32 bits do not suffice for the polynomial."""
+    ln2, b, c, shift = -constants.ln2, constants.b, constants.c, 31 - int(multiplier.exponent)
+    fits = ln2 * max(b, ln2) < 2**30 and b >= ln2 and c < 2**30 and length <= _ROW_MOST
+    return Exponential(ln2, b, c, int(multiplier.mantissa), shift) if fits else None
 
 
 def _constant(kind: ir.VectorType, number: int) -> ir.Value:
