@@ -18,13 +18,19 @@ Array = NDArray[Any]
 
 @jit
 def _root(square: int) -> int:
-    """``floor(sqrt(square))`` of 0..2**62: the float64 root is off by one at the most."""
-    root: Any = np.int64(np.sqrt(np.float64(square)))
-    while root * root > square:
-        root -= 1
-    while (root + 1) * (root + 1) <= square:
-        root += 1
-    return root  # type: ignore[no-any-return]
+    """``floor(sqrt(square))`` of 0..2**62 by Newton's method on integers (I-BERT, algorithm 4), from a power of two above."""
+    if square == 0:
+        return 0
+    bits = np.int64(0)
+    for step in (32, 16, 8, 4, 2, 1):
+        if square >> (bits + step) != 0:
+            bits += step
+    root = np.int64(1) << (bits // 2 + 1)
+    while True:
+        lower: Any = (root + square // root) >> 1
+        if lower >= root:
+            return root  # type: ignore[return-value]
+        root = lower
 
 
 @jit

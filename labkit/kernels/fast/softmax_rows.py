@@ -2,8 +2,8 @@
 
 What the table of `softmax_polynomial` holds is computed here, in the same integers: with d the distance from the largest
 element and l = -ln2, z = d // l and the rest r give P = c - r (b - r), and E = (P m + 2**(s + z - 1)) >> (s + z) follows in
-64 bits. The quotient comes from float32: (d + 1/2) / l is at least 1 / (2 l) away from a whole number, and for d < 2**21 two
-roundings cannot bridge that.
+64 bits. The quotient is a product, z = (d k) >> t with k = 2**t // l + 1 and t = 30 and the bits of l: k l exceeds 2**t by l at
+most, so that the product is exact for d <= 30 l where 30 l**2 < 2**t, and k has at most 32 bits.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ _ROW_MOST = 1 << 19  # elements: so many exponentials of 15 bits, summed in sixt
 
 
 class Exponential(NamedTuple):
-    """The integers of eqs. 46 and 47: l = -ln2, b, c, the mantissa m and the shift s."""
+    """The integers of eqs. 46 and 47: l = -ln2, b, c, the mantissa m and the shift s; then k and t, which divide by l."""
 
     ln2: int
     b: int
     c: int
     mantissa: int
     shift: int
+    reciprocal: int
+    reach: int
 
 
 class Rows(NamedTuple):
@@ -57,7 +59,8 @@ def exponential_of(constants: ExpConstants, multiplier: FixedPointMultiplier, le
     """``constants`` and ``multiplier`` for rows of ``length``, or None where 32 bits do not suffice for the polynomial."""
     ln2, b, c, shift = -constants.ln2, constants.b, constants.c, 31 - int(multiplier.exponent)
     fits = ln2 * max(b, ln2) < 2**30 and b >= ln2 and c < 2**30 and length <= _ROW_MOST
-    return Exponential(ln2, b, c, int(multiplier.mantissa), shift) if fits else None
+    reach = 30 + ln2.bit_length()  # 30 l**2 < 2**reach for l < 2**25
+    return Exponential(ln2, b, c, int(multiplier.mantissa), shift, (1 << reach) // ln2 + 1, reach) if fits else None
 
 
 def _constant(kind: ir.VectorType, number: int) -> ir.Value:
@@ -107,29 +110,29 @@ def _largest(typing_context, x, source, hidden, values, chunks):  # type: ignore
 
 
 @intrinsic
-def _exponentials(typing_context, values, chunks, largest, ln2, b, c, mantissa, shift):  # type: ignore[no-untyped-def]
+def _exponentials(typing_context, values, chunks, largest, ln2, b, c, mantissa, shift, reciprocal, reach):  # type: ignore[no-untyped-def]
     """E of ``chunks`` of 16 elements at ``values`` (int32), in their place; returns their sum."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         values, chunks, *numbers = arguments
-        kind, real, wide = simd.V16I32, ir.VectorType(simd.F32, _LANES), ir.VectorType(simd.I64, _LANES // 2)
+        kind, wide = simd.V16I32, ir.VectorType(simd.I64, _LANES // 2)
         largest, ln2, b, c = (simd.splat(builder, builder.trunc(number, simd.I32), kind) for number in numbers[:4])
-        mantissa, shift = (simd.splat(builder, number, wide) for number in numbers[4:])
-        mantissa = builder.and_(
-            mantissa, _constant(wide, 2**32 - 1)
-        )  # known to fit 32 bits, so that these are multiplied
-        reciprocal = builder.fdiv(ir.Constant(real, [1.0] * _LANES), builder.sitofp(ln2, real))
+        mantissa, shift, reciprocal, reach = (simd.splat(builder, number, wide) for number in numbers[4:])
+        thirty_two = _constant(wide, 2**32 - 1)  # both are known to fit 32 bits, so that these are multiplied
+        mantissa, reciprocal = builder.and_(mantissa, thirty_two), builder.and_(reciprocal, thirty_two)
         farthest = builder.mul(ln2, _constant(kind, EXPONENT_SHIFT))
-        none, half = ir.Constant(kind, None), ir.Constant(real, [0.5] * _LANES)
+        none = ir.Constant(kind, None)
         one_wide, longest = _constant(wide, 1), _constant(wide, _LONGEST)
+
+        def divided(lane: ir.Value, parity: int) -> ir.Value:
+            return builder.lshr(builder.mul(lane, reciprocal), reach)
 
         def one(state: Values) -> Values:
             at, total = state
             apart = builder.sub(largest, simd.load(builder, at, kind))
             is_seen = builder.icmp_signed("<", apart, _constant(kind, FAR // 2))
             within = builder.select(builder.icmp_signed("<", apart, farthest), apart, farthest)
-            quotient = builder.fmul(builder.fadd(builder.sitofp(within, real), half), reciprocal)
-            halvings = builder.fptosi(quotient, kind)
+            halvings = _by_64_bits(builder, within, divided)
             rest = builder.sub(within, builder.mul(halvings, ln2))
             power = builder.sub(c, builder.mul(rest, builder.sub(b, rest)))
             power = builder.select(builder.icmp_signed(">", power, none), power, none)
@@ -149,7 +152,7 @@ def _exponentials(typing_context, values, chunks, largest, ln2, b, c, mantissa, 
         _, total = simd.counted_loop(builder, chunks, [values, none], one)
         return builder.sext(_horizontal(builder, total, builder.add), simd.I64)
 
-    return types.int64(*[types.int64] * 8), generate
+    return types.int64(*[types.int64] * 10), generate
 
 
 def _halves_of(builder: ir.IRBuilder, x: ir.Value, wide: ir.VectorType) -> tuple[ir.Value, ir.Value]:
@@ -215,7 +218,7 @@ def softmax_rows(
     chunks = (rows.length + _LANES - 1) // _LANES
     hidden, values = work.ctypes.data, work.ctypes.data + work.strides[0]
     half, down, most = np.int64(1) << (31 - bits), 32 - bits, (np.int64(1) << bits) - 1
-    ln2, b, c, mantissa, shift = exponential
+    ln2, b, c, mantissa, shift, reciprocal, reach = exponential
     first, end = share(images * rows.rows, part, parts)
     filled = -1
     for at in range(first, end):
@@ -230,7 +233,7 @@ def softmax_rows(
         target = y.ctypes.data + n * y.strides[0] + row * rows.target * y.itemsize
         largest = _largest(x, source, hidden, values, chunks)
         if largest > -FAR // 2:
-            total = _exponentials(values, chunks, largest, ln2, b, c, mantissa, shift)
+            total = _exponentials(values, chunks, largest, ln2, b, c, mantissa, shift, reciprocal, reach)
         else:  # nothing takes part
             total = np.int64(0)
             work[1, :] = 0
