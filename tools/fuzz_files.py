@@ -142,6 +142,8 @@ def _change(header: Any, path: tuple[Any, ...], rng: np.random.Generator) -> Non
         old = at[path[-1]]
     except (KeyError, IndexError, TypeError):
         return  # an earlier change has taken it away
+    if not isinstance(at, dict | list):
+        return  # a text, from which an index takes a letter
     others: list[Any] = [*_EXTREMES, None, [], {}, "", "../x", "conv1", [[]] * 3, 1.5, True, {"class": "IntNode"}]
     if isinstance(old, int) and rng.random() < 0.5:
         at[path[-1]] = old + int(rng.choice([-2, -1, 1, 2, 1000]))
@@ -230,7 +232,7 @@ def damaged(data: bytes, suffix: str, rng: np.random.Generator) -> bytes:
 
 
 def judge(path: Path, is_run: bool = False) -> Outcome:
-    """Load ``path`` in a process of its own, run it on zeros if ``is_run`` and it is small, and say what happened."""
+    """Load ``path`` in a process of its own, run it if ``is_run`` and it is small, and say what happened."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -250,6 +252,8 @@ def judge(path: Path, is_run: bool = False) -> Outcome:
         )
     elif os.WEXITSTATUS(status) or not kind:
         kind, text = "crashed", f"exit {os.WEXITSTATUS(status)}"
+    elif kind == "loaded" and text not in ("", "run"):
+        kind, text = "wrong when run", text.removeprefix("run\n")
     elif kind in ("loaded", "refused") and not is_run and seconds > SECONDS:
         kind, text = "slow", f"{seconds:.1f} s: {text}"
     elif kind in ("loaded", "refused") and (megabytes > MEGABYTES or "MemoryError" in text):
@@ -331,7 +335,7 @@ _PYTHON = tuple(
 
 
 def _ran(net: Any) -> str:
-    """Run ``net`` on zeros by the reference kernels; "" where all is well."""
+    """Run ``net`` on the lowest numbers by both tiers; "" where all is well."""
     from labkit.errors import LabkitError
 
     graph = net.graph
@@ -339,10 +343,12 @@ def _ran(net: Any) -> str:
         return ""
     x = {}
     for name in graph.inputs:
-        tensor = graph[name].output
-        is_real = type(graph[name].op).__name__ == "Quantize"
-        lowest = 0 if is_real else tensor.spec.qmin
-        x[name] = np.full((1, *tensor.source_shape), lowest, np.float32 if is_real else tensor.dtype)
+        tensor, op = graph[name].output, type(graph[name].op).__name__
+        lowest = 0 if op != "Input" or tensor.is_index else tensor.spec.qmin
+        x[name] = np.full((1, *tensor.source_shape), lowest, np.int32 if tensor.is_index else np.float32)
+        if op == "Input" and not tensor.is_index:  # a mask: all but the first take part
+            x[name] = x[name].astype(tensor.dtype)
+            x[name].flat[1:] = 1
     try:
         both = [net.run(x, kernels=kernels) for kernels in ("numba", "reference")]
     except LabkitError:
@@ -380,6 +386,10 @@ net.save(folder / f"small{bits}.lab")
 net.to_onnx(folder / f"small{bits}-qdq.onnx", style="qdq")
 net.to_onnx(folder / f"small{bits}-qoperator.onnx", style="qoperator")
 net.to_tflite(folder / f"small{bits}.tflite")
+from labkit.models.sentence_encoder import EncoderSizes, SentenceEncoder
+encoder = SentenceEncoder(EncoderSizes(vocabulary=12, positions=6, width=8, heads=2, layers=1, inner=12)).eval()
+sentences = {"ids": torch.randint(0, 12, (16, 6)), "mask": torch.ones(16, 6, dtype=torch.bool)}
+labkit.quantize(encoder, [sentences], weights=int(sys.argv[2])).save(folder / f"encoder{bits}.lab")
 """
 
 

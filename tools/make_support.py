@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from probe_encoders import SPELLINGS, became, mistakes_of_tokens
 from probe_operations import BITS, REQUANTIZES, WEIGHTED, Case, cases, tiers
 from probe_torch import CALLS, FORMS, MODULES, TRACED_AS, images, mistakes, named, with_call
 from torch import nn
@@ -90,6 +91,12 @@ def page() -> str:
         _table(("PyTorch", "read as", "becomes"), _front_end()),
         "So were these forms of them:",
         _table(("form", "becomes"), [(name, _verified(named(*make()))) for name, make in FORMS.items()]),
+        "## Networks of tokens",
+        "Sequences (N, T, D), with token numbers and a mask as inputs by name. Each spelling was translated, quantized and "
+        "verified bit for bit in a small network, with masks that leave tokens out. *Becomes* counts what it adds, "
+        "besides what only moves integers. *Lengths*: a network made for its longest sequence is had at any shorter one "
+        "(`IntegerNet.at_length`), unless a part of it knows the length. [transformers.md](transformers.md) has the rest.",
+        _table(("part", "spelled", "becomes", "lengths"), _tokens()),
         "## What is refused, and how",
         "A restriction is enforced where it is met first, by an error that names the place and says what to do. Each "
         "line was provoked; the words are the code's own.",
@@ -216,6 +223,16 @@ def _front_end() -> Rows:
     return [(", ".join(names), *group) for group, names in groups.items()]
 
 
+def _tokens() -> Rows:
+    rows: Rows = []
+    for part, spellings in SPELLINGS.items():
+        groups: dict[tuple[str, str], list[str]] = {}
+        for spelling in spellings:
+            groups.setdefault(became(part, spelling), []).append(spelling)
+        rows += [(part, ", ".join(names), *group) for group, names in groups.items()]
+    return rows
+
+
 def _called(function: Any) -> str:
     """A function's name as one writes it."""
     for prefix, place in (("operator", operator), ("torch", torch), ("F", F)):
@@ -244,7 +261,7 @@ def _verified(module: nn.Module) -> str:
 
 def _refusals() -> Rows:
     rows: Rows = []
-    for what, act in mistakes().items():
+    for what, act in {**mistakes(), **mistakes_of_tokens()}.items():
         try:
             act()
         except LabkitError as error:

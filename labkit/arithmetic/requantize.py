@@ -78,6 +78,8 @@ class Requantizer:
     second: NDArray[np.float32] | None = field(default=None, metadata={"since": 4})
 
     def __post_init__(self) -> None:
+        if not isinstance(self.rule, RoundingRule):
+            raise QuantizationError(f"A rule must be a RoundingRule, got {self.rule!r}.")
         floats = {
             RoundingRule.FLOAT32_EVEN: "float32 array",
             RoundingRule.FLOAT64_AWAY: "float64 array",

@@ -26,7 +26,10 @@ def accuracy(
     net: Annotated[Path, typer.Argument(help="A .lab file.")],
     data: Annotated[
         str | None,
-        typer.Option(help="A folder with one folder a class, or cifar10 or mnist5k; else what the net's notes name."),
+        typer.Option(
+            help="A folder with one folder a class, or cifar10 or mnist5k; else what the net's notes name. Of a sentence encoder "
+            "stsb."
+        ),
     ] = None,
     model: Annotated[
         str | None,
@@ -37,7 +40,10 @@ def accuracy(
         typer.Option(help="A .safetensors or .pth file to fill the model with, or DEFAULT for a torchvision model."),
     ] = None,
     images: Annotated[
-        int | None, typer.Option(help="How many images; all where not given. Of a folder, evenly spread.", min=1)
+        int | None,
+        typer.Option(
+            help="How many images, of a folder evenly spread; or pairs of sentences. All where not given.", min=1
+        ),
     ] = None,
     class_file: Annotated[
         Path | None,
@@ -56,7 +62,10 @@ def accuracy(
     data_dir: Annotated[Path | None, typer.Option(help="Folder in which CIFAR-10 lies.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file.")] = None,
 ) -> None:
-    """Measure the accuracy of NET on labelled images, and the change against the float network on the same images."""
+    """Measure the accuracy of NET on labelled images, and the change against the float network on the same images.
+
+    Of a sentence encoder: Spearman's correlation with people's scores of pairs of sentences.
+    """
     import json
     from contextlib import nullcontext
 
@@ -64,8 +73,10 @@ def accuracy(
 
     from labkit import data as data_sets
     from labkit.cli.labelled import from_class_folders, from_data_set
+    from labkit.cli.likeness import show_likeness
     from labkit.cli.pictures import default_for_net
     from labkit.cli.progress import progress_bars
+    from labkit.cli.sentences import reads_sentences
     from labkit.cli.sources import find_module, float_source
     from labkit.errors import InputError
     from labkit.files import folder_of, write_atomically
@@ -73,11 +84,17 @@ def accuracy(
     from labkit.reporting.accuracy import accuracies_table, measure
 
     console = Console()
+    options = PictureOptions(preprocessing, image_size, resize, mean, std)
     with nullcontext() if json_file is None else folder_of(json_file):
         integer_net = load(net)
+        if reads_sentences(integer_net):
+            _refuse_for_sentences(model, weights, class_file, skip_broken, options)
+            show_likeness(
+                console, integer_net, net, data, images, data_dir, json_file, kernels=kernels, threads=threads
+            )
+            return
         classes = _classes(integer_net, net)
         chosen = data or _data_in_notes(integer_net, net)
-        options = PictureOptions(preprocessing, image_size, resize, mean, std)
         shipped = chosen in data_sets.names()
         if shipped:
             options.refuse_for(chosen)
@@ -121,6 +138,21 @@ def accuracy(
                 "broken": [{"file": str(path), "reason": reason} for path, reason in found.broken.items()],
             }
             write_atomically(json_file, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def _refuse_for_sentences(
+    model: str | None, weights: Path | None, class_file: Path | None, skip_broken: bool, pictures: PictureOptions
+) -> None:
+    from labkit.errors import InputError
+    from labkit.models.zoo import MINILM
+
+    if model not in (None, MINILM) or weights is not None:
+        raise InputError(f"A sentence encoder is measured beside the float {MINILM}: leave out --model and --weights.")
+    if class_file is not None or skip_broken or pictures.given:
+        raise InputError(
+            "The net reads sentences: leave out what is for pictures (--class-file, --skip-broken, --preprocessing, "
+            "--image-size, --resize, --mean, --std)."
+        )
 
 
 def _classes(net: IntegerNet, file: Path) -> int | None:

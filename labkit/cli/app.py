@@ -14,6 +14,7 @@ from labkit.cli import (
     check,
     course,
     demo,
+    embed,
     export,
     fine_tune,
     grade,
@@ -59,6 +60,7 @@ app.command("demo")(demo.demo)
 app.command("quantize")(quantize.quantize)
 app.command("run")(run.run)
 app.command("verify")(verify.verify)
+app.command("embed")(embed.embed)
 app.command("accuracy")(accuracy.accuracy)
 app.command("analyse")(analyse_net.analyse)
 app.command("bench")(bench.bench)

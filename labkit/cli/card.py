@@ -68,6 +68,7 @@ def card(
     from labkit.cli.labelled import from_class_folders, from_data_set
     from labkit.cli.pictures import preset_of_model
     from labkit.cli.progress import progress_bars
+    from labkit.cli.sentences import refuse_sentences
     from labkit.cli.sources import find_images, find_module
     from labkit.data.preprocessing import PRESETS
     from labkit.errors import InputError
@@ -76,6 +77,7 @@ def card(
     from labkit.reporting.cards.plot import sqnr_figure
     from labkit.reporting.cards.text import card_text
 
+    refuse_sentences(model, "card")
     console = Console()
     options = PictureOptions(preprocessing, image_size, resize, mean, std)
     trained_on = data_sets.resolve(data, data_dir)

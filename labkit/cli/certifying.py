@@ -15,7 +15,7 @@ from labkit.errors import DataError, InputError
 if TYPE_CHECKING:
     from labkit.net import IntegerNet
 
-__all__ = ["Inputs", "inputs_for"]
+__all__ = ["Inputs", "inputs_for", "takes_tokens"]
 
 _BATCH = 16
 Arrays = dict[str, NDArray[Any]]
@@ -79,8 +79,13 @@ def _of(net: IntegerNet, title: str, arrays: Arrays) -> Inputs:
     return Inputs(title, len(next(iter(arrays.values()))), arrays)
 
 
+def takes_tokens(net: IntegerNet) -> bool:
+    """Whether an input of ``net`` holds token numbers, so that what goes in are sequences."""
+    return any(net.graph[name].output.is_index for name in net.graph.inputs)
+
+
 def _things(net: IntegerNet) -> str:
-    return "sequences" if any(net.graph[name].output.is_index for name in net.graph.inputs) else "images"
+    return "sequences" if takes_tokens(net) else "images"
 
 
 def _noted(net: IntegerNet, count: int, data_dir: Path | None) -> NDArray[np.float32] | None:

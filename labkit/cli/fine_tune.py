@@ -64,6 +64,7 @@ def fine_tune(
 
     from labkit import data as data_sets
     from labkit.cli.progress import progress_bars
+    from labkit.cli.sentences import refuse_sentences
     from labkit.cli.sources import find_module
     from labkit.errors import InputError
     from labkit.files import folder_of, write_atomically
@@ -75,6 +76,7 @@ def fine_tune(
     from labkit.quantization.qat.options import recipe as named_recipe
     from labkit.quantization.qat.train import fine_tune as train
 
+    refuse_sentences(model, "fine-tune")
     if data not in data_sets.names():
         raise InputError(
             f"Fine-tuning needs labelled training images: --data {' or '.join(data_sets.names())}, got {data!r}. For images "

@@ -12,17 +12,24 @@ from labkit.cli.pictures import ImageSize, Mean, PictureOptions, Preset, Resize,
 
 __all__ = ["quantize"]
 
+_IMAGES = 512
+
 
 def quantize(
     model: Annotated[
         str,
         typer.Argument(
-            help="A shipped net (lenet, ...), module:callable of your own, torchvision.models:resnet18, or a float .onnx file."
+            help="A shipped net (lenet, ...), minilm, module:callable of your own, torchvision.models:resnet18, or a float "
+            ".onnx file."
         ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="The .lab file to write.")],
     data: Annotated[
-        str, typer.Option(help="Calibration images: auto, cifar10, mnist5k, an .npy file or a folder.")
+        str,
+        typer.Option(
+            help="Calibration images: auto, cifar10, mnist5k, an .npy file or a folder. For minilm sentences: auto, stsb or a "
+            "text file, one a line."
+        ),
     ] = "auto",
     weights_file: Annotated[
         Path | None,
@@ -37,8 +44,12 @@ def quantize(
     ] = None,
     activation_bits: Annotated[int, typer.Option("-a", "--activation-bits", help="2..8.")] = 8,
     ranges: Annotated[
-        str, typer.Option(help="Activation ranges: minmax, 3sigma, ema, percentile, mse, l2.4, kl, aciq or lapq.")
-    ] = "minmax",
+        str | None,
+        typer.Option(
+            help="Activation ranges: minmax, 3sigma, ema, percentile, mse, l2.4, kl, aciq or lapq; not given: minmax, for "
+            "minilm percentile."
+        ),
+    ] = None,
     rounding: Annotated[
         str, typer.Option(help="Weight rounding: nearest, gptq, adaround, brecq, ... (all: docs/support.md).")
     ] = "nearest",
@@ -71,7 +82,10 @@ def quantize(
         str,
         typer.Option(help="Ranges of weights rounded to nearest: minmax, 3sigma, percentile, mse, l2.4, kl or aciq."),
     ] = "minmax",
-    images: Annotated[int, typer.Option(help="How many calibration images.", min=1)] = 512,
+    images: Annotated[
+        int | None,
+        typer.Option(help="How many calibration images; not given: 512, or 256 sentences.", min=1),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of a rounding that draws at random.", min=0)] = 0,
     preprocessing: Preset = None,
     image_size: ImageSize = None,
@@ -108,12 +122,14 @@ def quantize(
     from labkit.cli.pictures import preset_of_model
     from labkit.cli.planning import PlanWishes, certify, make_plan, proof_images, show_plan
     from labkit.cli.progress import progress_bars
+    from labkit.cli.quantize_sentences import SentenceRequest, quantize_minilm, refuse_what_is_for_images
     from labkit.cli.sources import as_module, find_images, find_network, is_onnx, watched
     from labkit.data.preprocessing import PRESETS
     from labkit.errors import InputError
     from labkit.files import folder_of
     from labkit.graph.costs import costs
     from labkit.models.brought import remark_on
+    from labkit.models.zoo import MINILM
     from labkit.quantization.pipeline import chosen_methods
     from labkit.quantization.pipeline import quantize as quantize_module
     from labkit.quantization.plan import BitPlan
@@ -123,7 +139,9 @@ def quantize(
         tie_residual, write_sensitivity, plan_figure,
     )  # fmt: skip
     wishes.check(plan, weight_bits)
-    used = chosen_methods(method, ranges, rounding)[1]  # refused now where there is none of that name
+    sentences = model == MINILM
+    if not sentences:
+        used = chosen_methods(method, ranges or "minmax", rounding)[1]  # refused now where there is none of that name
     layers = None if plan is None else BitPlan.load(plan)
     given = (weight_bits, activation_bits, per_channel, activation_scheme, weight_ranges)
     if layers is not None and given != (None, 8, True, "affine", "minmax"):
@@ -135,6 +153,22 @@ def quantize(
     say = partial(console.print, highlight=False, soft_wrap=True, markup=False)
     wanted = Wanted(analyse, analyse_images, analyse_json, analyse_plot)
     options = PictureOptions(preprocessing, image_size, resize, mean, std)
+    uniform = {
+        "weights": 8 if weight_bits is None else weight_bits,
+        "activations": activation_bits,
+        "per_channel": per_channel,
+        "activation_scheme": activation_scheme,
+        "weight_ranges": weight_ranges,
+    }
+    grids: dict[str, Any] = uniform if layers is None else {"plan": layers}
+    if sentences:
+        refuse_what_is_for_images(wishes, wanted, options, weights_file)
+        request = SentenceRequest(
+            output, write_plan, data, data_dir, images, ranges, rounding, method, seed, grids, bool(verify)
+        )
+        if not quantize_minilm(console, request):
+            raise typer.Exit(1)
+        return
     trained_on = data_sets.resolve(data, data_dir)
     shipped = data in data_sets.names()
     if shipped:
@@ -152,38 +186,36 @@ def quantize(
         plan_files = (*(() if write_plan is None else (write_plan,)), *wishes.files)
         for path in (output, *plan_files, *wanted.files_beside(output)):  # found out before the work, not after it
             folders.enter_context(folder_of(path))
-        calibration = find_images(data, data_dir, images, chosen, "train")
+        calibration = find_images(data, data_dir, images or _IMAGES, chosen, "train")
         seen = wanted.find(data, data_dir, chosen, calibration)
         network = find_network(model, weights_file, trained_on)
         if (remark := remark_on(model, weights_file)) is not None:
             say(remark)
         if is_folder:
             say(f"{len(calibration):,} pictures of {data}: {chosen}.")
-        grids: dict[str, Any] = {"per_channel": per_channel, "activation_scheme": activation_scheme}
         planned = None
         with progress_bars(console) as tell:
             if wishes.wanted:
                 rounds = "nearest" if used == "nearest" else "best"
                 fixed = PlanOptions(
-                    rounding=rounds, activations=activation_bits, weight_ranges=weight_ranges, seed=seed, **grids
+                    rounding=rounds,
+                    activations=activation_bits,
+                    weight_ranges=weight_ranges,
+                    per_channel=per_channel,
+                    activation_scheme=activation_scheme,
+                    seed=seed,
                 )
                 planned = make_plan(as_module(network), calibration, wishes, fixed, tell)
-                layers, notes["planned"] = planned.plan, planned.notes
-            uniform = {
-                "weights": 8 if weight_bits is None else weight_bits,
-                "activations": activation_bits,
-                "weight_ranges": weight_ranges,
-                **grids,
-            }
+                grids, notes["planned"] = {"plan": planned.plan}, planned.notes
             net = quantize_module(
                 network,
                 watched(calibration, tell, "Calibrate"),
-                ranges=ranges,
+                ranges=ranges or "minmax",
                 rounding=rounding,
                 method=method,
                 seed=seed,
                 progress=tell,
-                **(uniform if layers is None else {"plan": layers}),
+                **grids,
             ).with_notes(**notes)
             net.save(output)
             if write_plan is not None:

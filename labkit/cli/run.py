@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from labkit.net import IntegerNet
 
 __all__ = ["LIKE", "run"]
 
@@ -19,7 +24,11 @@ def run(
     net: Annotated[Path, typer.Argument(help="A .lab, .onnx or .tflite file.")],
     input_file: Annotated[
         Path,
-        typer.Option("--input", help="Images, .npy, in the net's own type and layout; several inputs: .npz, by name."),
+        typer.Option(
+            "--input",
+            help="Images, .npy, in the net's own type and layout; several inputs: .npz, by name. Sequences may be shorter "
+            "than the net's.",
+        ),
     ],
     output_file: Annotated[Path, typer.Option("--output", help="Where the result goes, .npy.")],
     kernels: Annotated[str, typer.Option(help="numba or reference.")] = "numba",
@@ -36,6 +45,7 @@ def run(
     import numpy as np
     from rich.console import Console
 
+    from labkit.cli.certifying import takes_tokens
     from labkit.cli.evaluated import load_or_evaluate
     from labkit.cli.sources import read_arrays
     from labkit.errors import InputError
@@ -58,6 +68,7 @@ def run(
         loaded = load_or_evaluate(net, like, say)
         x = read_arrays(input_file)
         if isinstance(loaded, IntegerNet):
+            loaded = _for_length_of(loaded, x, say)
             results = loaded.run(x, kernels=kernels, threads=threads, purpose=purpose)
         else:
             results = loaded.run(x)
@@ -71,7 +82,8 @@ def run(
             for name, array in loaded.trace(x, **options).items():
                 write_atomically(trace / f"{name}.npy", as_bytes(array))
     count = len(next(iter(x.values())) if isinstance(x, dict) else x)
-    say(f"{count:,} images through {net}: {output_file}")
+    things = "sequences" if isinstance(loaded, IntegerNet) and takes_tokens(loaded) else "images"
+    say(f"{count:,} {things} through {net}: {output_file}")
     if kernels == "numba" and isinstance(loaded, IntegerNet):
         from labkit.engine.arena import arena_for
 
@@ -81,3 +93,20 @@ def run(
             f"{prepared.resident_bytes:,} bytes of packed weights and tables, {arena.bytes:,} bytes of working memory"
         )
         say(sizes)
+
+
+def _for_length_of(net: IntegerNet, x: Any, say: Callable[[str], None]) -> IntegerNet:
+    """``net`` at the length of the sequences ``x``, arrays [N, T] by input name, where it takes tokens; else as it is."""
+    from labkit.cli.certifying import takes_tokens
+    from labkit.graph.lengths import length_of
+
+    if not takes_tokens(net) or not isinstance(x, dict) or set(x) != set(net.graph.inputs):
+        return net  # what does not fit is refused where it is run
+    lengths = {array.shape[-1] for array in x.values() if array.ndim > 1}
+    longest = length_of(net.graph)
+    if len(lengths) != 1 or lengths == {longest}:
+        return net
+    length = lengths.pop()
+    shorter = net.at_length(length)
+    say(f"The net is for up to {longest} tokens; it is run at {length}.")
+    return shorter

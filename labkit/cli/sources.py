@@ -138,9 +138,12 @@ def float_source(net: IntegerNet, model: str | None, data_dir: Path | None) -> F
     """
     from labkit import data as data_sets
     from labkit import models
+    from labkit.models.zoo import MINILM
 
     notes = net.graph.notes
     saved, trained_on, data = (str(notes.get(key)) for key in ("model", "trained_on", "data"))
+    if MINILM in (saved, model):
+        return FloatSource(model or saved, data, False)
     if saved in models.names() and trained_on in models.data_for(saved):
         return FloatSource(model or saved, trained_on, True)
     if model in models.names() and data in models.data_for(model):

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from labkit.cli.sources import Images
     from labkit.net import IntegerNet
@@ -133,8 +134,9 @@ def _against_torch(
         integer_net.graph[integer_net.graph.inputs[0]].op, int_ops.Input
     )
     is_from_file = net.suffix.lower() in (".tflite", ".onnx")
-    if source.name is None and (not is_plain or (is_from_file and input_file is None)):
-        return _own_integers(console, integer_net, input_file, kernels, images, data_dir)
+    if not is_plain or (source.name is None and is_from_file and input_file is None):
+        module = None if source.name is None else find_module(source.name, weights, source.trained_on)
+        return _whatever_it_takes(console, integer_net, module, input_file, kernels, images, data_dir)
     if input_file is not None:
         data = str(input_file)
     elif source.noted:
@@ -153,10 +155,16 @@ def _against_torch(
         return compare(integer_net, module, x, kernels, lambda done: tell("Compare", done, len(x)))
 
 
-def _own_integers(
-    console: Console, net: IntegerNet, given: Path | None, kernels: str, images: int | None, data_dir: Path | None
+def _whatever_it_takes(
+    console: Console,
+    net: IntegerNet,
+    module: nn.Module | None,
+    given: Path | None,
+    kernels: str,
+    images: int | None,
+    data_dir: Path | None,
 ) -> ParityReport:
-    """Whatever the net takes: from the file ``given``, else images that its notes name and random ones."""
+    """On inputs from the file ``given``, else on images that the notes name and random ones; None: the net's own integers."""
     from labkit.cli.certifying import inputs_for
     from labkit.cli.progress import progress_bars
     from labkit.parity.compare import verify as compare
@@ -165,7 +173,7 @@ def _own_integers(
     count = images or (_LARGE_OF_RUNTIME if max(sides) >= _LARGE else _OF_RUNTIME)
     inputs = inputs_for(net, given, count, 0, data_dir)
     with progress_bars(console) as tell:
-        return compare(net, None, inputs.batches(), kernels, lambda done: tell("Compare", done, inputs.count))
+        return compare(net, module, inputs.batches(), kernels, lambda done: tell("Compare", done, inputs.count))
 
 
 def _against_runtime(

@@ -167,14 +167,15 @@ def _multiply(
         panels = packed_once(op.weight, (order, dot.group, True), lambda: pack_panels(weights, dot.group))
     else:
         panels = packed_once(op.weight, (order, dot.group, False), lambda: pack_panels(in_order(), dot.group))
+    positions = windows.height * windows.width
     if finishes_in_registers(plan, node):
         epilogue = pack_epilogue(bias, op.requantizer, plan.registers.lanes, y.zero)
         rest: tuple[Any, ...] = (epilogue, runs, stored_clamp(op.requantizer, y.zero), windows)
-        add_product(plan, node, (x.buffer, y.buffer), dot, panels, finish_rule(op.requantizer), rest)
+        add_product(plan, node, (x.buffer, y.buffer), dot, panels, finish_rule(op.requantizer), rest, positions)
         return
     sums = sums_buffer(plan, y)
     rest = (NO_EPILOGUE, runs, (0, 0), windows._replace(into_top=0, into_left=0))
-    add_product(plan, node, (x.buffer, sums), dot, panels, None, rest)
+    add_product(plan, node, (x.buffer, sums), dot, panels, None, rest, positions)
     requantize_sums(plan, node, sums, op.requantizer, bias)
 
 

@@ -128,7 +128,7 @@ def _(op: int_ops.GeluPolynomial, plan: Plan, node: IntNode) -> None:
     x, y, requantizer = plan.source(node), plan.new_place(node), op.requantizer
     low, high = centred_grid(plan, node.inputs[0])
     largest, polynomial = max(-low, high), gelu.Polynomial(op.b, op.c, op.one)
-    bound = np.array([2 * abs(op.one) * largest])
+    bound = np.array([gelu.largest_product(polynomial, largest)])
     if gelu.stays_in_int32(polynomial, largest) and epilogue_fits(requantizer, bound):
         epilogue = pack_epilogue(np.zeros(CHANNELS, np.int32), requantizer, plan.registers.lanes, y.zero)
         constants = (epilogue, stored_clamp(requantizer, y.zero), polynomial, x.zero, patch_of(x, y))
@@ -147,7 +147,8 @@ def _(op: int_ops.LayerNorm, plan: Plan, node: IntNode) -> None:
     work = plan.add_buffer(Buffer((rounded_up(x.image[0]),), np.int32, is_per_image=False))
     half = np.int64(1) << (op.shift - 1)
     clamp = (int(op.clamp[0]), int(op.clamp[1]))
-    constants = (np.array(op.multipliers), op.addends + half, int(op.shift), clamp, (x.zero, y.zero), patch_of(x, y))
+    scaling = (np.array(op.multipliers), op.addends + half, int(op.shift), int(op.epsilon))
+    constants = (*scaling, clamp, (x.zero, y.zero), patch_of(x, y))
     plan.steps.append(Step(node.name, normalise.i_layer_norm, (x.buffer, y.buffer, work), constants))
 
 

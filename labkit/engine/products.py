@@ -7,6 +7,7 @@ them on the way, some panels at a time, which is slower than weights that were u
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from labkit.engine.plan import TABLES, Buffer, Plan, Purpose, Step
 from labkit.engine.weights import facts_of
 from labkit.graph import int_ops
 from labkit.graph.ir import IntNode
-from labkit.kernels.fast.conv import conv2d_kernel, linear_one_kernel
+from labkit.kernels.fast.conv import conv2d_kernel, conv2d_kernel_for_one, linear_one_kernel
 from labkit.kernels.fast.nibble_tile import linear_nibbles_kernel, wraps_nowhere
 from labkit.kernels.fast.nibbles import conv2d_nibbles_kernel, fits_nibbles, pack_nibbles, panels_at_once
 from labkit.kernels.fast.tile import Dot, Registers
@@ -44,6 +45,7 @@ def add_product(
     panels: NDArray[np.integer],
     rule: RoundingRule | None,
     rest: tuple[Any, ...],
+    positions: int,
 ) -> None:
     """Add the tile's call over all of ``node`` to ``plan``.
 
@@ -55,12 +57,16 @@ def add_product(
     panels : integers of the shape [O / 16, runs, groups, 16, group], from `packing.pack_panels`
     rule : by which the tile finishes its sums, or None where it leaves int32
     rest : the kernel's arguments after the weights
+    positions : of one image's windows
     """
     one_rule = rule if isinstance(node.op, int_ops.Linear) else None  # there is a kernel for a single image
     registers, buffers = plan.registers, (*buffers, TABLES)
     if not _stays_packed(plan, node, panels, dot, one_rule is not None):
         kernel = conv2d_kernel(registers, dot, panels.shape[0], rule)
-        for_one = linear_one_kernel(registers, dot, one_rule) if one_rule else None
+        if one_rule:
+            for_one: Callable[..., int] | None = linear_one_kernel(registers, dot, one_rule)
+        else:
+            for_one = conv2d_kernel_for_one(registers, dot, panels.shape[0], rule, positions)
         plan.steps.append(Step(node.name, kernel, buffers, (panels, *rest), for_one))
         return
     constants = (pack_nibbles(panels.astype(np.int8, copy=False)), *rest)

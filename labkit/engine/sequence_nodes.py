@@ -54,7 +54,8 @@ def compute_on_sequences(
         return shares
     if isinstance(op, int_ops.GeluPolynomial):
         return op.requantizer.apply(-np.asarray(kernels["i_gelu"](x, GeluConstants(op.b, op.c, op.one, 0.0))))
-    normalised = kernels["i_layer_norm"](x.swapaxes(1, -1), bias=np.zeros((), np.int64), shift=0)
+    more = {"epsilon": op.epsilon} if op.epsilon else {}  # I-BERT's own function has none
+    normalised = kernels["i_layer_norm"](x.swapaxes(1, -1), bias=np.zeros((), np.int64), shift=0, **more)
     return layer_norm_output(np.asarray(normalised), op).swapaxes(1, -1)
 
 

@@ -22,9 +22,9 @@ from labkit.frontends.torch_translation import Translation
 from labkit.frontends.torch_views import View, permuted, regrouped
 from labkit.graph import float_ops
 
-__all__ = ["attention", "filled", "hidden", "linear", "multihead", "no_mask", "product", "softmax"]
+__all__ = ["LOWEST", "attention", "filled", "hidden", "linear", "multihead", "no_mask", "product", "softmax"]
 
-_LOWEST = -1e3  # what hides a score is at most this
+LOWEST = -1e3  # what hides a score is at most this
 
 
 def linear(
@@ -255,9 +255,9 @@ def filled(t: Translation, node: fx.Node, name: str) -> View:
         source, condition, low = (argument(node, i, key, None) for i, key in enumerate(("input", "mask", "value")))
         hidden_where = True
     view, number = t.view(source, name), t.number(low)
-    if number is None or number > _LOWEST:
+    if number is None or number > LOWEST:
         raise UnsupportedOperation(
-            f"{name}: only a number of at most {_LOWEST:g} can be filled in, to hide scores from a softmax, got {low}."
+            f"{name}: only a number of at most {LOWEST:g} can be filled in, to hide scores from a softmax, got {low}."
         )
     found = None
     if isinstance(condition, fx.Node) and t.only_masks(condition):

@@ -71,7 +71,13 @@ def examples_of(module: nn.Module, inputs: tuple[int, ...] | Mapping[str, Any]) 
 
 def _like(name: str, value: Any, generator: torch.Generator) -> torch.Tensor:
     """Two rows like ``value``: normal noise for real numbers, else numbers that it holds."""
-    given = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+    try:
+        given = value.detach().cpu() if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value))
+    except (TypeError, ValueError) as error:  # None, lists of several lengths
+        raise InputError(
+            f"{name}: an example is an array [N, ...] of real numbers, integers or booleans, got {type(value).__name__} "
+            f"({str(error).partition('.')[0]})."
+        ) from error
     if given.ndim < 2 or given.numel() == 0 or given.is_complex():
         raise InputError(
             f"{name}: an example is an array [N, ...] of real numbers, integers or booleans, got {given.dtype} "

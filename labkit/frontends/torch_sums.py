@@ -13,7 +13,7 @@ import numpy as np
 from torch import fx
 
 from labkit.errors import UnsupportedOperation
-from labkit.frontends.torch_attention import hidden, no_mask
+from labkit.frontends.torch_attention import LOWEST, hidden, no_mask
 from labkit.frontends.torch_dependence import adds_mask
 from labkit.frontends.torch_nodes import argument, is_tensor, shape_of, source_of
 from labkit.frontends.torch_translation import Translation
@@ -70,6 +70,10 @@ def _sum(t: Translation, node: fx.Node, name: str, sign: float) -> View:
             raise no_mask(name)
         return hidden(t, view, t.names[found], name)
     constant = t.constant(b, view.traced_shape, name) * second
+    if (
+        constant.size and constant.min() <= LOWEST and constant.max() > LOWEST
+    ):  # it hides scores, and would take all their bits
+        raise no_mask(name)
     if first != 1.0:
         view = t.times(view, first, name)
     if view.addend is None and not constant.any():

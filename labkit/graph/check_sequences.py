@@ -143,9 +143,11 @@ def _check_layer_norm(node: IntNode, op: int_ops.LayerNorm, source: Tensor) -> N
     _check_zero_point(node, source)
     spec, _ = source.quantized
     features, out = source.shape[0], node.output.quantized[0]
-    if len(source.shape) != 2 or features * (2 * (spec.qmax - spec.qmin)) ** 2 >= 2**_LONGEST:
+    if not 0 <= op.epsilon < 2 ** (_LONGEST - 1):
+        raise BoundError(f"{node.name}: epsilon must be 0..2**{_LONGEST - 1} - 1, got {op.epsilon}. {_MAKE_AGAIN}")
+    if len(source.shape) != 2 or features * (2 * (spec.qmax - spec.qmin)) ** 2 >= 2 ** (_LONGEST - 1):
         raise ModelError(
-            f"{node.name}: a LayerNorm takes (features, length), features first, and squares that sum to at most {_LONGEST} "
+            f"{node.name}: a LayerNorm takes (features, length), features first, and squares that sum to at most {_LONGEST - 1} "
             f"bits; got {source.shape}. Reshape or transpose its input."
         )
     for label, array, dtype in (("multipliers", op.multipliers, np.int32), ("addends", op.addends, np.int64)):

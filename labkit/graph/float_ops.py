@@ -228,7 +228,7 @@ class Embedding:
 class LayerNorm:
     """Each column of (D, T) less its mean, over its standard deviation; then times gamma [D] plus beta [D].
 
-    ``epsilon`` is added to the variance (the integer operation, I-BERT's, leaves it out).
+    ``epsilon`` is added to the variance.
     """
 
     gamma: Array

@@ -81,13 +81,15 @@ class LayerNorm:
     """I-BERT's i-LayerNorm along the first axis (eqs. 49 and 50): each column of (D, T) is normalised.
 
     ``q = clamp((y multipliers + addends + 2**(shift - 1)) >> shift)`` with y the normalised integer of I-BERT, |y| <= 2**30, at
-    the scale sqrt(D) / 2**30; ``multipliers`` int32 [D] hold gamma, of either sign, ``addends`` int64 [D] beta.
+    the scale sqrt(D) / 2**30; ``multipliers`` int32 [D] hold gamma, of either sign, ``addends`` int64 [D] beta. ``epsilon`` is
+    added to the sum of squares: D times the real epsilon over the square of the input's scale.
     """
 
     multipliers: NDArray[np.int32]
     addends: NDArray[np.int64]
     shift: int
     clamp: tuple[int, int]
+    epsilon: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", frozen_array(self.multipliers))

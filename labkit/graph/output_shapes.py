@@ -60,6 +60,8 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
     if isinstance(op, int_ops.AdaptiveAveragePool2d):
         _need_image(node, first)
         image = first if len(first) == 3 else (first[0], 1, first[1])
+        if len(op.output_size) != 2:
+            raise ModelError(f"{node.name}: a size has two axes, height and width, got {op.output_size}.")
         if not all(1 <= want <= have for want, have in zip(op.output_size, image[1:], strict=True)):
             raise ModelError(
                 f"{node.name}: an image {first} cannot be averaged to {op.output_size}: make it smaller only."
@@ -77,6 +79,8 @@ def output_shape(node: IntNode, inputs: tuple[Tensor, ...]) -> Shape:
         _need_image(node, first)
         if len(first) == 2 and op.factor[0] != 1:
             raise ModelError(f"{node.name}: a sequence {first} has no rows to repeat, got the factor {op.factor}.")
+        if len(op.factor) != 2:
+            raise ModelError(f"{node.name}: rows and columns are repeated, two factors, got {op.factor}.")
         factors = op.factor[-len(first) + 1 :]
         return (first[0], *(size * factor for size, factor in zip(first[1:], factors, strict=True)))
     if isinstance(op, int_ops.Reshape):
@@ -106,6 +110,9 @@ def _windowed(node: IntNode, op: Windowed, shape: Shape) -> Shape:
     kernel: Shape = op.weight.values.shape[2:] if isinstance(op, int_ops.Conv2d) else op.kernel
     dilation = op.dilation if isinstance(op, int_ops.Conv2d | int_ops.MaxPool2d) else (1, 1)
     ceil_mode = op.ceil_mode if isinstance(op, int_ops.MaxPool2d) else False
+    settings = {"kernel": kernel, "stride": op.stride, "padding": op.padding, "dilation": dilation}
+    if wrong := [f"{what} {value}" for what, value in settings.items() if len(value) != 2]:
+        raise ModelError(f"{node.name}: a window has two axes, height and width, got {', '.join(wrong)}.")
     channels = op.weight.values.shape[0] if isinstance(op, int_ops.Conv2d) else shape[0]
     image = shape if len(shape) == 3 else (shape[0], 1, shape[1])
     height, width = (

@@ -222,6 +222,9 @@ def _encode(value: Any, path: str, arrays: dict[str, np.ndarray[Any, Any]]) -> A
     return value.item() if isinstance(value, np.generic) else value
 
 
+_PLAIN = {"int": int, "bool": bool, "str": str}  # of which JSON may hold another, and True is an int to Python
+
+
 def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
     if isinstance(value, list):
         return tuple(_decode(item, arrays) for item in value)
@@ -242,4 +245,15 @@ def _decode(value: Any, arrays: dict[str, np.ndarray[Any, Any]]) -> Any:
             raise ModelError(f"{value['values']} has shape {values.shape}, {shape} is declared.")
         return QTensor(values, _decode(value["params"], arrays), spec)
     fields = {key: _decode(item, arrays) for key, item in value.items() if key != "class"}
-    return _CLASSES[value["class"]](**fields)
+    made = _CLASSES[value["class"]]
+    for f in dataclasses.fields(made):
+        if f.name in fields and not _is_of(str(f.type), fields[f.name]):
+            raise ModelError(f"{f.name} of {made.__name__} is of the type {f.type}, got {fields[f.name]!r}.")
+    return made(**fields)
+
+
+def _is_of(declared: str, value: Any) -> bool:
+    """Whether ``value`` is of the type that a field is ``declared`` to have, as far as JSON may hold another."""
+    if declared == "tuple[int, int]":
+        return isinstance(value, tuple) and len(value) == 2 and all(type(part) is int for part in value)
+    return type(value) is _PLAIN.get(declared, type(value))

@@ -109,7 +109,7 @@ def i_gelu(x: Integers, constants: GeluConstants) -> NDArray[np.int64]:
     return np.asarray(q * (erf + constants.one), np.int64)
 
 
-def i_layer_norm(x: Integers, *, bias: NDArray[np.int64], shift: int) -> NDArray[np.int64]:
+def i_layer_norm(x: Integers, *, bias: NDArray[np.int64], shift: int, epsilon: int = 0) -> NDArray[np.int64]:
     """Each row of ``x`` [..., n] less its mean, over its standard deviation (I-BERT, section 3.6).
 
     Parameters
@@ -117,6 +117,7 @@ def i_layer_norm(x: Integers, *, bias: NDArray[np.int64], shift: int) -> NDArray
     x : integers [..., n]; their scale drops out
     bias : int64 [n] or [], added at the end: ``floor((beta / gamma) / scale)`` at the result's scale, sqrt(n) / 2**30
     shift : bits that each difference loses before it is squared; 0 is exact, and what int64 allows
+    epsilon : added to the sum of squares, which keeps rows of nearly equal numbers small; I-BERT leaves it out
 
     Returns
     -------
@@ -130,12 +131,12 @@ def i_layer_norm(x: Integers, *, bias: NDArray[np.int64], shift: int) -> NDArray
     q = np.asarray(x, np.int64)
     centred = q - _mean(q)
     size = int(np.abs(centred).max(initial=0)) >> shift
-    if size * size * q.shape[-1] > 2**62:
+    if size * size * q.shape[-1] + epsilon > 2**62:
         raise BoundError(
             f"i-LayerNorm: {q.shape[-1]} squares of up to {size} do not fit 62 bits. Requantize to 22 bits or fewer, or shift."
         )
     squares = centred >> shift
-    deviation = integer_sqrt((squares * squares).sum(axis=-1, keepdims=True)) << shift
+    deviation = integer_sqrt((squares * squares).sum(axis=-1, keepdims=True) + epsilon) << shift
     factor = (np.int64(1) << _RECIPROCAL_BITS) // np.maximum(deviation, 1)
     return np.asarray(((centred * factor) >> 1) + bias, np.int64)
 

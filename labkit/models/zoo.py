@@ -12,9 +12,12 @@ from labkit.models.recipes import data_for, default_recipe
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["CHECKPOINTS", "build", "load", "recipe"]
+__all__ = ["CHECKPOINTS", "MINILM", "build", "load", "recipe"]
 
 _SPEECH = ("quartznet", "fsdd")  # has a training, features and a record of its own: see quartznet.py
+
+MINILM = "minilm"
+"""The name of the pretrained sentence encoder, whose weights an extra brings."""
 
 CHECKPOINTS = Path(__file__).with_name("checkpoints")
 
@@ -49,9 +52,10 @@ def load(name: str = "lenet", data: str = "cifar10", weights: str | Path | None 
     Parameters
     ----------
     name
-        One of `labkit.models.names()`, or ``quartznet``, which reads spoken digits.
+        One of `labkit.models.names()`, or ``quartznet``, which reads spoken digits, or ``minilm``, which reads sentences.
     data
-        The data set that it was trained on, ``cifar10`` or ``mnist5k``; of ``quartznet`` it is ``fsdd``.
+        The data set that it was trained on, ``cifar10`` or ``mnist5k``; of ``quartznet`` it is ``fsdd``; of ``minilm`` nothing is
+        looked at.
     weights
         A file with other weights for the same net, .safetensors as `labkit train` writes it, or PyTorch's own format.
         None: the shipped one.
@@ -59,13 +63,21 @@ def load(name: str = "lenet", data: str = "cifar10", weights: str | Path | None 
     Returns
     -------
     A module that takes float32 [N, 3, 32, 32] in [-1, 1] and returns logits, float32 [N, 10]. ``quartznet`` takes log-mel
-    features, float32 [N, 40, T] (`labkit.data.log_mel`), and returns float32 [N, 11, (T + 1) // 2].
+    features, float32 [N, 40, T] (`labkit.data.log_mel`), and returns float32 [N, 11, (T + 1) // 2]. ``minilm`` is that of
+    `labkit.models.sentence_encoder.load_minilm`.
 
     Raises
     ------
     ModelError
-        There is no such net, or the weights cannot be read, do not fit it, or hold a NaN or an infinity.
+        There is no such net, or the weights cannot be read, do not fit it, or hold a NaN or an infinity; or the extra that brings
+        those of ``minilm`` is not installed.
     """
+    if name == MINILM:
+        from labkit.models.sentence_encoder import load_minilm
+
+        if weights is not None:
+            raise ModelError(f"{name} comes with its own weights, in the extra labkit[text]: leave out {weights}.")
+        return load_minilm()
     if (name, data) == _SPEECH:
         from labkit.models.quartznet import load_quartznet
 

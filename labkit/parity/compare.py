@@ -124,7 +124,7 @@ def verify(
         )
     if other_parameters and (
         source is None or tally.first is not None
-    ):  # a graph for another length has another digest
+    ):  # a net may be made of a simplified graph, whose digest is another
         remarks = (other_parameters, *remarks)
     subject = f"labkit integer net ({kernels if isinstance(kernels, str) else kernels.name} kernels)"
     return ParityReport(subject, against, images, tally.comparisons(), tally.first, _versions(), remarks)

@@ -7,6 +7,7 @@ arithmetic, kernels or conversion. What it takes from labkit are the operations 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ _INPUTS = {InputKind.REAL: "input", InputKind.INDEX: "index", InputKind.MASK: "m
 _KINDS: dict[type[Any], str] = {
     float_ops.Add: "add",
     float_ops.ArgMax: "argmax",
+    float_ops.AveragePool2d: "mean",
     float_ops.Concat: "cat",
     float_ops.Constant: "constant",
     float_ops.Conv2d: "conv",
@@ -40,12 +42,16 @@ _KINDS: dict[type[Any], str] = {
     float_ops.Linear: "linear",
     float_ops.MaskedSoftmax: "masked-softmax",
     float_ops.MatMul: "product",
+    float_ops.MaxPool2d: "same",
     float_ops.Multiply: "mul",
+    float_ops.Pad: "pad",
     float_ops.Rescale: "rescale",
     float_ops.Reshape: "shape",
     float_ops.Softmax: "softmax",
     float_ops.Transpose: "same",
+    float_ops.UpsampleNearest2d: "same",
 }
+_ON_IMAGES = (float_ops.AveragePool2d, float_ops.MaxPool2d, float_ops.Pad, float_ops.UpsampleNearest2d)
 
 
 class SequenceEmulation(EmulatedSteps):
@@ -141,7 +147,8 @@ def _step(node: FloatNode) -> Step:
     kind = op.kind.value if isinstance(op, float_ops.Relu) else _KINDS.get(type(op))
     if kind is None:
         raise UnsupportedOperation(
-            f"{node.name}: {type(op).__name__} has no emulation from a float graph. Verify against the module itself."
+            f"{node.name}: {type(op).__name__} has no emulation from a float graph. Verify the net alone: "
+            f"labkit.verify(net, None, x)."
         )
     activation = "" if node.activation is Activation.NONE else node.activation.value
     step = Step(node.name, kind, list(node.inputs), op, activation)
@@ -164,6 +171,9 @@ def _step(node: FloatNode) -> Step:
     elif isinstance(op, float_ops.Transpose):
         axes = [0, *(1 + axis for axis in op.axes)]
         step.act = lambda x: x.permute(axes)
+    elif isinstance(op, _ON_IMAGES):
+        step.act = lambda x: _on_image(op, x)
+        step.window = math.prod(op.kernel) if isinstance(op, float_ops.AveragePool2d) else 1
     elif isinstance(op, float_ops.Softmax | float_ops.ArgMax):
         step.dim, step.keepdim = 1 + op.axis, getattr(op, "keepdims", True)
     return step
@@ -182,6 +192,24 @@ def _convolved(op: float_ops.Conv2d, x: torch.Tensor, weight: torch.Tensor) -> t
     return sums if x.ndim == 4 else sums.squeeze(2)
 
 
+def _on_image(op: Any, x: torch.Tensor) -> torch.Tensor:
+    """What ``op``, one of those of `_ON_IMAGES`, makes of ``x`` [N, C, T] or [N, C, H, W], float64."""
+    if x.ndim == 3:
+        return _on_image(op, x.unsqueeze(2)).squeeze(2)
+    if isinstance(op, float_ops.UpsampleNearest2d):
+        return x.repeat_interleave(op.factor[0], 2).repeat_interleave(op.factor[1], 3)
+    (top, bottom), (left, right) = op.padding
+    outside = -torch.inf if isinstance(op, float_ops.MaxPool2d) else 0.0
+    if isinstance(op, float_ops.MaxPool2d) and op.ceil_mode:  # its last window may reach beyond what is padded
+        return F.max_pool2d(x, op.kernel, op.stride, (top, left), op.dilation, ceil_mode=True)
+    padded = F.pad(x, (left, right, top, bottom), value=outside)
+    if isinstance(op, float_ops.Pad):
+        return padded
+    if isinstance(op, float_ops.AveragePool2d):
+        return F.avg_pool2d(padded, op.kernel, op.stride)
+    return F.max_pool2d(padded, op.kernel, op.stride, 0, op.dilation)
+
+
 def _real(step: Step, before: list[torch.Tensor], images: int) -> torch.Tensor:
     """The step on real numbers, float64: nothing rounded."""
     op, y = step.source, before[0] if before else torch.zeros(0)
@@ -191,7 +219,7 @@ def _real(step: Step, before: list[torch.Tensor], images: int) -> torch.Tensor:
         return F.embedding(y, step.weight.double()).movedim(-1, 1)
     if step.kind == "shape":
         y = y.reshape(len(y), *step.shape)
-    elif step.kind == "same":
+    elif step.kind in ("same", "pad", "mean"):
         y = step.acted(y)
     elif step.kind == "add":
         y = y + before[1]

@@ -162,7 +162,7 @@ def _on_sequences(graph: IntGraph, node: IntNode, op: Any, arrays: Sequence[torc
     if isinstance(op, int_ops.GeluPolynomial):
         return _requantize(sequences.gelu(arrays[0], op.b, op.c, op.one), op.requantizer)
     numbers = torch.tensor(op.multipliers).long(), torch.tensor(op.addends).long()
-    return sequences.layer_norm(arrays[0], *numbers, op.shift, op.clamp)
+    return sequences.layer_norm(arrays[0], *numbers, op.shift, op.clamp, op.epsilon)
 
 
 def _of_rows(requantizer: Requantizer, rows: NDArray[np.int64]) -> Requantizer:

@@ -138,6 +138,8 @@ class Deriving:
         found = sequences.layer_norm_numbers(step.weight, step.bias, step.scale.double().item())
         step.parameters |= dict(zip(("multipliers", "addends"), found[:2], strict=True))
         step.parameters |= {"shift": torch.tensor(found[2]), "clamp": torch.tensor(step.clamp)}
+        scale = before[0].scale.double()
+        step.parameters["epsilon"] = torch.round(len(step.weight) * step.source.epsilon / (scale * scale)).long()
 
     def _gelu(self, step: Step, before: Sequence[Step]) -> None:
         self._ranged(step)

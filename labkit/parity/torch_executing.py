@@ -85,7 +85,7 @@ def executed(step: Step, before: Sequence[Step], integers: Sequence[torch.Tensor
         return p["table"][integers[0] + (128 if before[0].grid[0] < 0 else 0)]
     if step.kind == "layer-norm":
         numbers_of = p["multipliers"], p["addends"], int(p["shift"])
-        return sequences.layer_norm(integers[0], *numbers_of, step.clamp)
+        return sequences.layer_norm(integers[0], *numbers_of, step.clamp, int(p["epsilon"]))
     centred = [q - b.zero_point for q, b in zip(integers, before, strict=True)]
     if step.kind == "pad":
         return step.acted(centred[0].double()).long() + step.zero_point

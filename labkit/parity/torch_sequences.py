@@ -145,14 +145,15 @@ def gelu(x: torch.Tensor, b: int, c: int, one: int) -> torch.Tensor:
 
 
 def layer_norm(
-    x: torch.Tensor, multipliers: torch.Tensor, addends: torch.Tensor, shift: int, clamp: tuple[int, int]
+    x: torch.Tensor, multipliers: torch.Tensor, addends: torch.Tensor, shift: int, clamp: tuple[int, int], epsilon: int
 ) -> torch.Tensor:
     """Eqs. 49 and 50 along axis 1 of ``x``, int64 [N, D, T]; int64 of the same shape.
 
     ``multipliers`` and ``addends`` are int64 [D], ``shift`` is theirs; the result is kept in ``clamp``.
+    ``epsilon`` is added to the sum of squares.
     """
     y = x - whole_mean(x, 1)
-    deviation = whole_root((y * y).sum(1, keepdim=True)).clamp(min=1)
+    deviation = whole_root((y * y).sum(1, keepdim=True) + epsilon).clamp(min=1)
     reciprocal: torch.Tensor = torch.div(torch.full_like(deviation, 2**31), deviation, rounding_mode="floor")
     normalised: torch.Tensor = torch.div(y * reciprocal, 2, rounding_mode="floor")
     sums = normalised * multipliers[:, None] + addends[:, None] + 2 ** (shift - 1)

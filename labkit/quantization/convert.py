@@ -328,7 +328,7 @@ def _computing(
         wide = inputs[0].quantized[0].is_wide  # else a table of 256 entries, exact to half a step
         return convert_sequences.gelu(inputs[0], output) if wide else labkit_lookup("gelu", inputs[0], output)
     if isinstance(op, float_ops.LayerNorm):
-        return convert_sequences.layer_norm(op, output)
+        return convert_sequences.layer_norm(op, inputs[0], output)
     if isinstance(op, float_ops.MatMul):
         return convert_sequences.matmul(op, inputs, output)
     scales, target = [scale_of(tensor) for tensor in inputs], scale_of(output)

@@ -72,8 +72,8 @@ def gelu(source: Tensor, output: Tensor) -> int_ops.GeluPolynomial:
     return int_ops.GeluPolynomial(found.b, found.c, found.one, requantizer(-found.scale / scale_of(output), output))
 
 
-def layer_norm(op: float_ops.LayerNorm, output: Tensor) -> int_ops.LayerNorm:
-    """Eq. 50: gamma and beta of ``op`` for the scale of ``output``.
+def layer_norm(op: float_ops.LayerNorm, source: Tensor, output: Tensor) -> int_ops.LayerNorm:
+    """Eqs. 49 and 50: epsilon of ``op`` for the scale of ``source``, gamma and beta for that of ``output``.
 
     Raises
     ------
@@ -88,7 +88,9 @@ def layer_norm(op: float_ops.LayerNorm, output: Tensor) -> int_ops.LayerNorm:
         sums = np.abs(multipliers) * 2.0**NORMALISED_BITS + np.abs(addends)
         if np.all(np.abs(multipliers) < 2**31) and np.all(sums < _LONGEST_SUM):
             clamp = (spec.qmin, spec.qmax)
-            return int_ops.LayerNorm(multipliers.astype(np.int32), addends.astype(np.int64), shift, clamp)
+            squared = float(scale_of(source)) * float(scale_of(source))
+            epsilon = round(len(op.gamma) * op.epsilon / squared)
+            return int_ops.LayerNorm(multipliers.astype(np.int32), addends.astype(np.int64), shift, clamp, epsilon)
     raise BoundError(
         f"gamma or beta of a LayerNorm is too large for an output scale of {target:.3g}. Calibrate the output again."
     )

@@ -15,7 +15,7 @@ from labkit.graph.ir import FloatGraph
 from labkit.graph.lengths import at_length
 from labkit.quantization.batches import BATCH, image_batches
 
-__all__ = ["Given", "GraphOfInputs", "named_batches", "takes_images"]
+__all__ = ["Given", "GraphOfInputs", "named_batches", "only_input", "takes_images"]
 
 Given = dict[str, NDArray[Any]]
 
@@ -39,7 +39,7 @@ class GraphOfInputs:
         """
         name = self.graph.inputs[0]
         length, found = given[name].shape[-1], self.graph
-        if len(self.graph.inputs) > 1 and length != _shape(self.graph, name)[-1]:
+        if not takes_images(self.graph) and length != _shape(self.graph, name)[-1]:
             if length not in self._lengths:
                 self._lengths[length] = at_length(self.graph, length)
             found = self._lengths[length]
@@ -47,7 +47,7 @@ class GraphOfInputs:
             if array.shape[1:] != _shape(found, name):
                 raise InputError(
                     f"The calibration images have shape {array.shape[1:]}, the network takes {_shape(found, name)}."
-                    if len(given) == 1
+                    if takes_images(self.graph)
                     else f"The calibration input {name!r} has shape {array.shape[1:]}, the network takes {_shape(found, name)}."
                 )
         return found
@@ -56,6 +56,19 @@ class GraphOfInputs:
 def takes_images(graph: FloatGraph) -> bool:
     """Whether ``graph`` takes one array of real numbers, which needs no name."""
     return len(graph.inputs) == 1 and _input(graph, graph.inputs[0]).kind is InputKind.REAL
+
+
+def only_input(graph: FloatGraph, what: str) -> str:
+    """The name of the one input of ``graph``, which ``what``, in a few words, needs.
+
+    Raises
+    ------
+    InputError
+        There are several.
+    """
+    if len(graph.inputs) > 1:
+        raise InputError(f"{what} for networks of one input, and this one takes {', '.join(graph.inputs)}.")
+    return graph.inputs[0]
 
 
 def named_batches(graph: FloatGraph, batches: Any) -> Iterator[Given]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from labkit.errors import ModelError, QuantizationError
+from labkit.errors import InputError, ModelError, QuantizationError
 from labkit.frontends.torch_fx import from_torch, parameters_digest
 from labkit.graph.ir import FloatGraph
 from labkit.graph.passes import simplify
@@ -123,11 +123,14 @@ def quantize(
             f"weight_ranges={chosen!r} are for rounding='nearest'; {rounding!r} chooses its own grid: leave them out and "
             f"give rounding_options=RoundingOptions(grid=...)."
         )
-    images: Any = batches
+    images: Any = (batches := _listed(batches))
     example: tuple[int, ...] | dict[str, Any] | None = _example(batches)
     if example is None and not (isinstance(module, FloatGraph) and len(module.inputs) > 1):
         images, example = _peek(batches)
     given_graph, source, digest = _float_network(module, example or ())
+    shortest = _example(batches, longest=False)
+    if isinstance(example, dict) and shortest is not None and not isinstance(module, FloatGraph | str | Path):
+        _check_lengths(module, given_graph, example, shortest)
     graph = simplify(given_graph)
     if plan is None:
         options: dict[str, Any] = {"per_channel": per_channel, "activation_scheme": activation_scheme}
@@ -137,7 +140,7 @@ def quantize(
     wanted = rounding_options.images if rounding != "nearest" else _LOSS_IMAGES if ranges == "lapq" else 0
     if ranges == "lapq" and len(graph.inputs) > 1:
         raise QuantizationError(f"Ranges by 'lapq' need a network of one input, got {', '.join(graph.inputs)}.")
-    images = _keeping(named_batches(graph, images), seen, wanted)
+    images = _keeping(_told(named_batches(graph, images), batches, progress), seen, wanted)
     if ranges in RANGES:
         calibration = calibrate(graph, images, ranges)
     else:
@@ -228,13 +231,53 @@ def _keeping(batches: Iterable[Given], seen: list[Given], wanted: int) -> Iterab
         yield given
 
 
-def _example(batches: Any) -> dict[str, Any] | None:
-    """Two rows of the longest of some dicts of arrays by input name; None where ``batches`` are something else."""
+def _told(given: Iterable[Given], batches: Any, tell: Callable[[str, int, int], None] | None) -> Iterable[Given]:
+    """``given`` again, which ``tell`` how many sentences of the list ``batches`` were taken; nothing of what is no list."""
+    if tell is None or not isinstance(batches, list) or not all(isinstance(one, Mapping) and one for one in batches):
+        yield from given
+        return
+    done, total = 0, sum(len(next(iter(one.values()))) for one in batches)
+    tell("Calibrate", done, total)
+    for part in given:
+        yield part
+        done += len(next(iter(part.values())))  # the next one is asked for when this one has been worked on
+        tell("Calibrate", done, total)
+
+
+def _listed(batches: Any) -> Any:
+    """``batches`` as a list where they are a stream of dicts, such as a DataLoader's, which is looked at more than once."""
+    is_array = hasattr(batches, "__array__") or hasattr(batches, "detach")
+    if is_array or isinstance(batches, Mapping | list | tuple | str) or not isinstance(batches, Iterable):
+        return batches
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        return []
+    return [first, *stream] if isinstance(first, Mapping) else chain([first], stream)
+
+
+def _check_lengths(module: nn.Module, graph: FloatGraph, longest: dict[str, Any], shortest: dict[str, Any]) -> None:
+    """Refuse a ``module`` that computes something else at the length of ``shortest`` than ``graph``, made for ``longest``."""
+    if all(np.shape(shortest[name]) == np.shape(array) for name, array in longest.items() if name in shortest):
+        return
+    from labkit.frontends.torch_lengths import check_length
+
+    check_length(module, graph, shortest)
+
+
+def _example(batches: Any, longest: bool = True) -> dict[str, Any] | None:
+    """Two rows of the ``longest`` or shortest of some dicts of arrays by input name; None where ``batches`` are anything else."""
     dicts = [batches] if isinstance(batches, Mapping) else batches
     if not isinstance(dicts, list | tuple) or not dicts or not all(isinstance(one, Mapping) and one for one in dicts):
         return None
-    longest = max(dicts, key=lambda one: max(np.shape(array)[-1:] for array in one.values()))
-    return {str(name): np.resize(np.asarray(array), (2, *np.shape(array)[1:])) for name, array in longest.items()}
+    try:
+        chosen = (max if longest else min)(dicts, key=lambda one: max(np.shape(array)[-1:] for array in one.values()))
+        return {str(name): np.resize(np.asarray(array), (2, *np.shape(array)[1:])) for name, array in chosen.items()}
+    except ValueError as error:  # lists of lists that differ in length
+        raise InputError(
+            f"Inputs must be arrays [N, ...] by the names of the forward method's arguments: {str(error).partition('. ')[0]}. "
+            f"Put sequences of one length into a batch: batches may differ in length."
+        ) from error
 
 
 def _peek(batches: Any) -> tuple[Iterable[Any], tuple[int, ...]]:

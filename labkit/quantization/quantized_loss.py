@@ -15,6 +15,7 @@ from labkit.frontends.float_run import run_float
 from labkit.graph.ir import FloatGraph
 from labkit.quantization.calibration import Calibration
 from labkit.quantization.convert import convert
+from labkit.quantization.inputs import only_input
 from labkit.quantization.plan import BitPlan
 from labkit.quantization.simulate import simulate_weights
 
@@ -43,13 +44,14 @@ def quantized_loss(
     Raises
     ------
     InputError
-        There are not as many labels as images.
+        There are not as many labels as images, or the network takes several inputs.
     """
     if labels is not None and len(labels) != len(x):
         raise InputError(f"There must be one label for each image, got {len(labels)} labels for {len(x)} images.")
+    source = only_input(graph, "A loss of ranges is")
     rounded_weights = simulate_weights(graph, convert(graph, calibration, plan))
     output = graph.outputs[0]
-    exact = torch.from_numpy(run_float(graph, {graph.inputs[0]: x}, only_outputs=True)[output])
+    exact = torch.from_numpy(run_float(graph, {source: x}, only_outputs=True)[output])
     target = torch.softmax(exact, 1) if labels is None else torch.as_tensor(np.asarray(labels, np.int64))
 
     def loss(ranges: Mapping[str, tuple[float, float]]) -> float:
@@ -62,7 +64,7 @@ def quantized_loss(
             scale, zero = float(params.scale), int(params.zero_point)
             return (value / scale).round_().clamp_(spec.qmin - zero, spec.qmax - zero).mul_(scale)
 
-        logits = run_float(rounded_weights, {graph.inputs[0]: x}, rounded, only_outputs=True)[output]
+        logits = run_float(rounded_weights, {source: x}, rounded, only_outputs=True)[output]
         return float(F.cross_entropy(torch.from_numpy(logits), target))
 
     return loss

@@ -19,6 +19,7 @@ from labkit.errors import InputError
 from labkit.frontends.float_run import run_float
 from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatGraph, IntGraph
+from labkit.quantization.inputs import only_input
 
 __all__ = ["BIASES", "run_simulated", "simulate_weights"]
 
@@ -69,6 +70,11 @@ def run_simulated(
     ``x`` is float32 [N, ...], or for several inputs arrays [N, ...] by name.
 
     ``activations`` False leaves the tensors as they are. Returns float32 [N, ...].
+
+    Raises
+    ------
+    InputError
+        ``x`` is one array, and the network takes several.
     """
 
     def rounded(name: str, value: torch.Tensor) -> torch.Tensor:
@@ -79,5 +85,5 @@ def run_simulated(
         q = torch.round(value / scale).clamp_(spec.qmin - zero_point, spec.qmax - zero_point)
         return q.mul_(scale)
 
-    given = x if isinstance(x, Mapping) else {graph.inputs[0]: x}
+    given = x if isinstance(x, Mapping) else {only_input(graph, "One array is"): x}
     return run_float(graph, given, rounded if activations else None, only_outputs=True)[graph.outputs[0]]

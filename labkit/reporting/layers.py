@@ -14,6 +14,7 @@ from labkit.graph import float_ops, int_ops
 from labkit.graph.ir import FloatGraph, IntGraph
 from labkit.net import IntegerNet
 from labkit.quantization.calibration import Calibration
+from labkit.quantization.inputs import only_input
 from labkit.reporting.results import Histogram, LayerRow, Range, Sample
 
 __all__ = ["layer_rows", "sample_rows", "sqnr"]
@@ -47,9 +48,14 @@ def layer_rows(
     nets : integer nets by configuration; the first one's thresholds are shown
     x : float32 [N, ...]
         Images on which the error of each tensor is measured.
+
+    Raises
+    ------
+    InputError
+        The network takes several inputs.
     """
     shown = next(iter(nets.values())).graph
-    inputs = graph.inputs[0]
+    inputs = only_input(graph, "Rows of layers are")
     observed, expected = run_float(graph, {inputs: seen}), run_float(graph, {inputs: x})
     traces = {name: net.trace(x) for name, net in nets.items()}
     rows: list[LayerRow] = []
@@ -85,9 +91,14 @@ def sample_rows(
     nets : integer nets by configuration
     x, labels : float32 [N, ...] and int64 [N]
         The test images in the order of ``dataset``. Disagreements with the float net are looked for in the first 1000.
+
+    Raises
+    ------
+    InputError
+        The network takes several inputs.
     """
     pool = slice(0, 1000)
-    real = run_float(graph, {graph.inputs[0]: x[pool]})[graph.outputs[0]]
+    real = run_float(graph, {only_input(graph, "Samples of images are"): x[pool]})[graph.outputs[0]]
     integer = {name: net.run(x[pool]) for name, net in nets.items()}
     differs = np.any([logits.argmax(1) != real.argmax(1) for logits in integer.values()], axis=0)
     chosen = list(np.flatnonzero(differs)[:_DISAGREEMENTS])

@@ -176,6 +176,23 @@ def test_shorter_sentences_of_the_same_net() -> None:
         assert not report.remarks
 
 
+def test_shorter_sentences_of_a_net_whose_weights_a_method_decided() -> None:
+    """The digest of its parameters knows no length, and still tells other weights."""
+    module = small_encoder()
+    graph = encoder_graph(module, 12)
+    batches = {"ids": np.random.default_rng(0).integers(0, 31, (16, 12)), "mask": np.ones((16, 12), np.uint8)}
+    short = labkit.quantize(graph, batches, weights=4, rounding="gptq").at_length(5)
+    x = random_inputs(short.graph, 6, np.random.default_rng(3))
+    for source in (module, graph):
+        report = labkit.verify(short, source, x)
+        assert report.passed, report
+    with torch.no_grad():
+        module.encoder["layer"][0].output.dense.weight[0, 0] += 0.1  # type: ignore[index]
+    report = labkit.verify(short, module, x)
+    assert not report.passed
+    assert "parameters of the module" in str(report.first)
+
+
 def test_a_module_of_other_weights_differs_and_is_said_to() -> None:
     net, _, _ = imported()
     report = labkit.verify(net, small_encoder(seed=5), random_inputs(net.graph, 3, np.random.default_rng(3)))
@@ -322,7 +339,7 @@ def test_numbers_of_each_operation_are_named() -> None:
     assert names["0.scores"] == names["0.short"] == fixed
     assert names["0.shares"] == {"ln2", "b", "c", "bits", "mantissa", "exponent"}
     assert names["0.gelu"] == {"b", "c", "one"} | fixed
-    assert names["norm"] == {"multipliers", "addends", "shift", "clamp"}
+    assert names["norm"] == {"multipliers", "addends", "shift", "clamp", "epsilon"}
 
 
 # Inputs for a net of which nothing else is known
@@ -341,11 +358,54 @@ def test_random_inputs_are_indices_and_masks() -> None:
 
 
 def test_what_has_no_emulation_is_named() -> None:
-    pool = float_ops.MaxPool2d((1, 2), (1, 2), ((0, 0), (0, 0)), (1, 1), False)
+    pool = float_ops.AdaptiveAveragePool2d((1, 2))
     nodes = (*HAND_GRAPH.nodes, FloatNode("pool", pool, ("0.short",)))
     notes = HAND.graph.notes
     calibration, plan = Calibration.from_json(notes["calibration"]), labkit.BitPlan.from_json(notes["plan"])
     with pytest.raises(
-        UnsupportedOperation, match=r"pool: MaxPool2d has no emulation from a float graph\. Verify against"
+        UnsupportedOperation,
+        match=r"pool: AdaptiveAveragePool2d has no emulation from a float graph\. Verify the net alone",
     ):
         SequenceEmulation(FloatGraph(nodes, ("pool",)), calibration, plan)
+
+
+class Classifier(nn.Module):
+    """Patches of an image, a token in front, a layer norm, and what makes one vector of all tokens."""
+
+    def __init__(self, head: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = head
+        self.patches, self.norm, self.last = nn.Conv2d(3, 12, 4, 4), nn.LayerNorm(12), nn.Linear(12, 5)
+        self.front = nn.Parameter(torch.randn(1, 1, 12))
+        self.pool = nn.MaxPool1d(3, 2, padding=1, ceil_mode=head == "ceil")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.front.expand(len(x), -1, -1), x], 1)
+        if self.head in ("max", "ceil"):
+            x = self.pool(x.transpose(1, 2)).transpose(1, 2)
+        x = self.norm(x)
+        y: torch.Tensor = self.last(x[:, 0] if self.head == "first" else x.mean(1))
+        return y
+
+
+@pytest.mark.parametrize("scheme", ["affine", "symmetric"])
+@pytest.mark.parametrize("head", ["first", "mean", "max", "ceil"])
+def test_tokens_in_front_and_pools_are_emulated(head: str, scheme: str) -> None:
+    rng = np.random.default_rng(0)
+    module = Classifier(head).eval()
+    net = labkit.quantize(module, rng.standard_normal((16, 3, 16, 12)).astype(np.float32), activation_scheme=scheme)
+    kinds = {type(node.op) for node in net.graph}
+    assert int_ops.Pad in kinds
+    assert kinds & {int_ops.MaxPool2d, int_ops.AveragePool2d}
+    x = rng.standard_normal((4, 3, 16, 12)).astype(np.float32)
+    for tier in TIERS:
+        report = labkit.verify(net, module, x, kernels=tier)
+        assert report.passed, report
+        assert {c.name for c in report.comparisons if c.kind == "tensor"} == {node.name for node in net.graph}
+    other = Classifier(head).eval()
+    with torch.no_grad():
+        other.front.add_(0.5)
+    report = labkit.verify(net, other, x)
+    assert report.first is not None

@@ -85,6 +85,9 @@ def test_the_judge_sees_what_it_looks_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert judged(lambda _: 1 / 0) == "another error"
     assert judged(lambda _: (tmp_path.parent / "elsewhere").write_text("x")) == "touched"
     assert judged(lambda _: Path("/etc/passwd").read_text()) == "touched"
+    monkeypatch.setattr(fuzz, "_ran", lambda _: "\nthe two tiers differ")
+    monkeypatch.setattr(labkit.net, "load", lambda _: None)
+    assert (fuzz.judge(path, is_run=True).kind, fuzz.judge(path, is_run=True).is_sound) == ("wrong when run", False)
     assert judged(is_hungry) == "large"
     monkeypatch.setattr(fuzz, "CPU_SECONDS", 1)
     assert judged(is_slow) == "hung"

@@ -45,13 +45,21 @@ def read_module(path: str | Path) -> nn.Module:
 
 
 def graph_digest(graph: FloatGraph) -> str:
-    """SHA-256 that tells the parameters of ``graph`` from others: that of its torch module, where it has one."""
+    """SHA-256 that tells the parameters of ``graph`` from others: that of its torch module, where it has one.
+
+    The length of sequences does not count, so that a network made shorter keeps its digest: of shapes the last axis is left out,
+    and of constants all but the first place. No rounding method decides constants: who verifies a net compares them in full.
+    """
     try:
         return parameters_digest(module_of(graph))
     except UnsupportedOperation:
         digest = hashlib.sha256()
         for node in graph:
             for label, value in sorted(vars(node.op).items()):
+                if label == "shape":
+                    value = tuple(value)[:-1]
+                elif isinstance(node.op, float_ops.Constant):
+                    value = np.atleast_1d(value)[..., :1]
                 data = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
                 digest.update(f"{node.name}.{label}".encode() + b"\0" + data)
         return digest.hexdigest()

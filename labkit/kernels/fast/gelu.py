@@ -25,7 +25,7 @@ from labkit.kernels.fast.shares import share
 from labkit.kernels.fast.tile import Registers
 from labkit.kernels.jit import jit
 
-__all__ = ["Polynomial", "gelu_kernel", "gelu_products", "stays_in_int32"]
+__all__ = ["Polynomial", "gelu_kernel", "gelu_products", "largest_product", "stays_in_int32"]
 
 Array = NDArray[Any]
 
@@ -38,10 +38,19 @@ class Polynomial(NamedTuple):
     one: int
 
 
+def largest_product(constants: Polynomial, largest: int) -> int:
+    """The largest magnitude of what is requantized, for inputs of a magnitude up to ``largest``; it may be somewhat less."""
+    return ((_largest_square(constants) >> GELU_SHIFT) + 1 - constants.one) * largest
+
+
 def stays_in_int32(constants: Polynomial, largest: int) -> bool:
     """Whether no number before the requantization leaves int32 for inputs of a magnitude up to ``largest``."""
-    square = max(-constants.c, abs(constants.b**2 + constants.c), constants.b**2)
-    return square < 2**31 and ((square >> GELU_SHIFT) + 1 - constants.one) * largest < 2**31
+    return _largest_square(constants) < 2**31 and largest_product(constants, largest) < 2**31
+
+
+def _largest_square(constants: Polynomial) -> int:
+    """The largest magnitude of the parabola and of the square in it."""
+    return max(-constants.c, abs(constants.b**2 + constants.c), constants.b**2)
 
 
 def _gelu_of(finish: Finish, lanes: int) -> Any:

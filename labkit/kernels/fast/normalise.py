@@ -44,6 +44,7 @@ def i_layer_norm(
     multipliers: Array,
     addends: Array,
     shift: int,
+    epsilon: int,
     clamp: tuple[int, int],
     zeros: tuple[int, int],
     patch: Patch,
@@ -54,6 +55,7 @@ def i_layer_norm(
     x, y : int16 or uint8 [N, H, W, C]
     work : int32 [C], scratch
     multipliers : int32 [C]; addends : int64 [C], with the half of 2**shift that rounds
+    epsilon : added to the sum of squares
     clamp : of the result, whose zero point is 0
     zeros : the numbers that stand for real 0 in ``x`` and ``y``
     """
@@ -72,7 +74,7 @@ def i_layer_norm(
         rest = total - mean * features
         if 2 * rest > features or (2 * rest == features and (mean - zeros[0]) % 2 != 0):
             mean += 1
-        squares: Any = np.int64(0)
+        squares: Any = np.int64(epsilon)
         for c in range(features):
             apart = np.int32(np.int64(source[c]) - mean)
             centred[c] = apart

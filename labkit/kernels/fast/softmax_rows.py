@@ -31,7 +31,7 @@ Values = list[ir.Value]
 FAR = 1 << 20  # below every element, and farther than any two lie apart
 _LANES = 16
 _LONGEST = 62  # beyond it a shift leaves nothing
-_ROW_MOST = 1 << 19  # elements: so many exponentials of 15 bits, summed in sixteen lanes, fit int32
+_ROW_MOST = 1 << 16  # elements: the sum of so many exponentials of 15 bits fits int32
 
 
 class Exponential(NamedTuple):

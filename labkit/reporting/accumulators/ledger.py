@@ -118,7 +118,7 @@ def _layer_norm(graph: IntGraph, node: IntNode, op: int_ops.LayerNorm) -> dict[s
     low, high = _grid(graph, node)
     features, reach = graph.inputs_of(node)[0].shape[0], high - low
     farthest = -(-reach * (features - 1) // features)  # a mean is rounded to nearest, towards the one or the other
-    squares = features * reach * reach // 4 + features // 4 + 1
+    squares = features * reach * reach // 4 + features // 4 + 1 + op.epsilon
     normalised = Span(-(_ONE >> 1), _ONE >> 1)
     half = 1 << (op.shift - 1)
     gains = [int(m) * (_ONE >> 1) for m in op.multipliers]
@@ -127,7 +127,7 @@ def _layer_norm(graph: IntGraph, node: IntNode, op: int_ops.LayerNorm) -> dict[s
         "sum of features": Span(features * low, features * high),
         "difference to the mean": Span(-farthest, farthest),
         "its square": Span(0, farthest * farthest),
-        "sum of squares": Span(0, squares),
+        "sum of squares": Span(op.epsilon, squares),
         "deviation": Span(0, math.isqrt(squares)),
         "dividend": Span(_ONE, _ONE),
         "reciprocal": Span(_ONE // max(math.isqrt(squares), 1), _ONE),

@@ -151,7 +151,7 @@ def layer_norm_steps(op: int_ops.LayerNorm, x: NDArray[Any]) -> Steps:
     mean = whole + ((2 * rest > count) | ((2 * rest == count) & (whole % 2 == 1)))
     centred = q - mean
     squares = centred * centred
-    of_row = squares.sum(axis=-1, keepdims=True)
+    of_row = squares.sum(axis=-1, keepdims=True) + op.epsilon
     deviation = integer_sqrt(of_row)
     reciprocal = (np.int64(1) << _RECIPROCAL) // np.maximum(deviation, 1)
     product = centred * reciprocal

@@ -379,3 +379,10 @@ def test_a_bias_for_each_channel_may_stand_beside_one_multiplier() -> None:
 def test_a_clamp_that_is_empty_or_leaves_16_bits_is_refused(clamp: tuple[int, int]) -> None:
     with pytest.raises(QuantizationError, match="clamp must run upwards"):
         Requantizer(RoundingRule.SINGLE, FixedPointMultiplier.from_real(0.5), 0, clamp)
+
+
+@pytest.mark.parametrize("rule", [16777216, "single", None], ids=repr)
+def test_a_rule_is_one_of_those_with_a_name(rule: object) -> None:
+    multiplier = FixedPointMultiplier.from_real(0.5)
+    with pytest.raises(QuantizationError, match="A rule must be a RoundingRule"):
+        Requantizer(rule, multiplier, 0, (0, 255))  # type: ignore[arg-type]

@@ -399,7 +399,7 @@ class Builder:
         gamma = self.rng.normal(0, 1, features) * self.rng.choice([0.0, 1.0, 3.0], features)
         norm = float_ops.LayerNorm(gamma.astype(np.float32), self.rng.normal(0, 1, features).astype(np.float32), 0.0)
         params = QParams(np.float32(2.0 ** (3 - spec.bits)), np.int32(0))
-        op = convert_sequences.layer_norm(norm, Tensor(self[x].shape, spec, params))
+        op = convert_sequences.layer_norm(norm, self[x], Tensor(self[x].shape, spec, params))
         return self._add(replace(op, clamp=self.clamp(spec)), (x,), self[x].shape, spec, params)
 
     def like(self, x, image):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine, images_for, lenet, way_name
+from unit.engine.graphs import S4, S8, U4, U8, WAYS, Builder, affine, can_run, images_for, lenet, way_name
 
 from labkit.arithmetic.affine import PerAxis, QParams, QTensor, QuantSpec
 from labkit.arithmetic.fixedpoint import FixedPointMultiplier
@@ -553,3 +553,26 @@ def test_sums_of_bytes_that_wrap_are_right_once_the_bias_is_in(rule):
     for name in graph.outputs:
         assert np.array_equal(got[name], expected[name])
         assert np.all(expected[name] > 0)
+
+
+@pytest.mark.skipif(not can_run(Registers.BITS_512, Dot.QUADS_VNNI), reason="needs AVX-512 VNNI")
+@pytest.mark.parametrize(
+    ("size", "takes_threes"), [(1, True), (3, False), (4, True), (5, False), (7, False), (8, True)]
+)
+def test_three_panels_at_a_time_only_where_they_fill_tiles(size, takes_threes):
+    """For one image; there is room for 10 positions of two panels and for 8 of three."""
+    b = Builder(size)
+    b.conv(b.quantize((5, size, size), affine(U8)), 96, (1, 1), spec=affine(U8))
+    options = {"registers": Registers.BITS_512, "dots": (Dot.QUADS_VNNI, Dot.PAIRS)}
+    step = next(step for step in prepare(b.graph(), **options).steps if step.node == b.nodes[-1].name)
+    threes, wide = (
+        conv2d_kernel(Registers.BITS_512, Dot.QUADS_VNNI, 6, RoundingRule.SINGLE, takes) for takes in (True, False)
+    )
+    assert step.kernel is conv2d_kernel(Registers.BITS_512, Dot.QUADS_VNNI, 6, RoundingRule.SINGLE)
+    assert (step.kernel_for_one or step.kernel).__name__ == (threes if takes_threes else wide).__name__
+    assert threes.__name__ != wide.__name__
+    graph = b.graph()
+    for count in (1, 3):
+        inputs = images_for(graph, count)
+        for name, expected in run_nodes(graph, inputs, REFERENCE).items():
+            np.testing.assert_array_equal(trace(prepare(graph, **options), inputs)[name], expected)

@@ -10,6 +10,7 @@ from unit.engine.graphs import FULL_S8, S8, S16, U4, U8, WAYS, Builder, affine, 
 from unit.engine.test_run import assert_same
 
 from labkit.arithmetic.affine import QuantSpec
+from labkit.arithmetic.fixedpoint import FixedPointMultiplier
 from labkit.arithmetic.ibert import ExpConstants
 from labkit.arithmetic.requantize import RoundingRule
 from labkit.engine.node_by_node import run_nodes
@@ -177,6 +178,18 @@ def test_softmax_at_scales_where_exponentials_vanish_soon_or_never(scale):
     assert len(table) == 65536 if scale == 1e-4 else len(table) < 65536
 
 
+@pytest.mark.parametrize("length", [65536, 65537, 70000])
+def test_softmax_of_rows_whose_exponentials_sum_beyond_int32(length):
+    """All scores are equal, so that each exponential is the largest."""
+    b = Builder(8)
+    x, y = b.input((1, 1, 1), S8), b.input((1, 1, length), S8)
+    shares = b.softmax_polynomial(b.matmul(x, y, spec=S16), spec=S16)
+    graph = b.graph()
+    given = {name: np.zeros((1, *graph[name].output.shape), np.int8) for name in (x, y)}
+    got = run(prepare(graph), given)[shares]
+    np.testing.assert_array_equal(got, run_nodes(graph, given, REFERENCE)[shares])
+
+
 def test_who_is_left_out_gets_nothing_and_without_any_all_get_nothing():
     b = Builder(8)
     x, mask = b.input((2, 3, 9), S8), b.input((9,), U8)
@@ -232,6 +245,18 @@ def test_gelu_beyond_int32_is_computed_in_int64_or_refused():
         graph = b.graph()
         given = {b.nodes[0].name: np.array([[-128, -7, 0, 1, 90, 127]], np.int8)}
         np.testing.assert_array_equal(run(prepare(graph), given)[x], run_nodes(graph, given, REFERENCE)[x])
+
+
+def test_gelu_whose_parabola_exceeds_its_one_saturates():
+    """Constants that a file may hold: what is requantized reaches far more than twice ``one`` times the input."""
+    b = Builder(19)
+    x = b.input((20, 7), S8)
+    b.gelu(x, spec=S16)
+    node = b.nodes[-1]
+    multiplier = FixedPointMultiplier.from_real(900.0)
+    op = replace(node.op, b=-33343, c=-1423, one=-100, requantizer=replace(node.op.requantizer, multiplier=multiplier))
+    b.nodes[-1] = replace(node, op=op)
+    assert set(np.unique(np.abs(assert_same(b.graph())[node.name]))) <= {0, 32767}
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 9), (15, 3), (16, 5), (33, 1), (384, 2)], ids=str)

@@ -366,6 +366,25 @@ def test_a_window_that_would_leave_its_input_is_found(op: Any) -> None:
                 _image(op, tensor((4, height, width)))
 
 
+@pytest.mark.parametrize(
+    "op",
+    [
+        int_ops.MaxPool2d((2, 2), (2, 2, 2), NONE, ONE, False),
+        int_ops.MaxPool2d((2, 2, 1), ONE, NONE, ONE, False),
+        int_ops.MaxPool2d((2, 2), ONE, NONE, (1, 1, 1), False),
+        int_ops.AveragePool2d((2, 2), ONE, (*NONE, (0, 0)), requantizer(0.1, tensor((1,)))),  # type: ignore[arg-type]
+        int_ops.AdaptiveAveragePool2d((1, 1, 1), requantizer(0.1, tensor((1,)))),  # type: ignore[arg-type]
+        int_ops.UpsampleNearest2d((1, 2, 2)),  # type: ignore[arg-type]
+    ],
+    ids=lambda op: type(op).__name__,
+)
+def test_a_window_has_two_axes(op: Any) -> None:
+    """What zip and indexing would pass over, and a kernel would trip over."""
+    for shape in ((4, 5, 5), (4, 6, 6), (4, 2, 2), (4, 12, 12)):
+        with pytest.raises(ModelError, match=r"^op: .*two (axes|factors)"):
+            _image(op, tensor(shape))
+
+
 def test_an_activation_has_one_scale() -> None:
     spec = QuantSpec(8, signed=False, symmetric=False, granularity=PerAxis(0))
     many = Tensor((2, 6, 6), spec, QParams(np.ones(2, np.float32), np.zeros(2, np.int32)))

@@ -155,7 +155,23 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
     ),
     "a product without heads": (_set("scores", "inputs", ["querys", "keys"]), "MatMul takes two tensors"),
     "a product of one tensor": (_set("scores", "inputs", ["query"]), "MatMul takes 2 inputs, got 1"),
-    "a transposition of text": (_set("scores", "op", "transpose_a", ""), "must be alike"),
+    "a transposition of text": (
+        _set("scores", "op", "transpose_a", ""),
+        "transpose_a of MatMul is of the type bool, got ''",
+    ),
+    "a transposition of 0": (
+        _set("scores", "op", "transpose_a", 0),
+        "transpose_a of MatMul is of the type bool, got 0",
+    ),
+    "bits of a softmax that are true": (
+        _set("shares", "op", "bits", True),
+        "bits of SoftmaxPolynomial is of the type int",
+    ),
+    "a clamp of four": (
+        _set("norm", "op", "clamp", [-9, 9, -9, 9]),
+        r"clamp of LayerNorm is of the type tuple\[int, int\]",
+    ),
+    "a rule of 1": (_set("scores", "op", "requantizer", "rule", 1), "A rule must be a RoundingRule, got 1"),
 }
 
 

@@ -26,7 +26,7 @@ def tensor(shape: tuple[int, ...], scale: float, zero_point: int = 0, spec: Quan
 
 def layer_norm(gamma: Any, beta: Any, output: Tensor) -> int_ops.LayerNorm:
     op = float_ops.LayerNorm(np.asarray(gamma, np.float32), np.asarray(beta, np.float32), 1e-12)
-    return convert_sequences.layer_norm(op, output)
+    return convert_sequences.layer_norm(op, output, output)
 
 
 def block(seed: int = 0, tokens: int = 5, heads: int = 3, depth: int = 4, masked: bool = True) -> IntGraph:

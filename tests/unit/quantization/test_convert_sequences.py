@@ -93,16 +93,30 @@ def test_layer_norm_takes_gammas_of_either_sign_and_none() -> None:
     beta = rng.normal(size=8).astype(np.float32)
     output = tensor((8, 6), 6 / 32767)
     q = rng.integers(-30000, 30000, (4, 8, 6)).astype(np.int16)
-    op = convert_sequences.layer_norm(float_ops.LayerNorm(gamma, beta, 1e-12), output)
+    op = convert_sequences.layer_norm(float_ops.LayerNorm(gamma, beta, 1e-12), tensor((8, 6), 1.0), output)
     got = compute_on_sequences(op, [q], [0], REFERENCE)
     x = q.astype(np.float64)
     wanted = (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True) * gamma[:, None] + beta[:, None]
     assert np.abs(real(got, output) - wanted).max() < 6 / 32767 + 2e-4  # the mean is rounded to whole numbers
 
 
+def test_epsilon_keeps_tokens_of_little_variance_small() -> None:
+    rng = np.random.default_rng(4)
+    ones, zeros = np.ones(8, np.float32), np.zeros(8, np.float32)
+    source, output = tensor((8, 6), 1e-6), tensor((8, 6), 6 / 32767)
+    q = rng.integers(-3000, 3000, (4, 8, 6)).astype(np.int16)  # variances of about 3e-6, below epsilon
+    got = compute_on_sequences(
+        convert_sequences.layer_norm(float_ops.LayerNorm(ones, zeros, 1e-5), source, output), [q], [0], REFERENCE
+    )
+    x = real(q, source)
+    wanted = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    assert np.abs(real(got, output) - wanted).max() < 6 / 32767 + 5e-4
+    assert np.abs(wanted).max() < 1.2  # without epsilon the largest would be above 2
+
+
 def test_the_sums_of_a_layer_norm_fit_int64_at_its_ends() -> None:
     gamma, beta = np.array([4.0, -4.0], np.float32), np.array([1.5, -1.5], np.float32)
-    op = convert_sequences.layer_norm(float_ops.LayerNorm(gamma, beta, 0.0), tensor((2, 1), 6 / 32767))
+    op = convert_sequences.layer_norm(float_ops.LayerNorm(gamma, beta, 0.0), *[tensor((2, 1), 6 / 32767)] * 2)
     ends = np.array([[2**30, -(2**30)]], np.int64)
     got = layer_norm_output(ends, op)
     exact = [
@@ -115,4 +129,4 @@ def test_the_sums_of_a_layer_norm_fit_int64_at_its_ends() -> None:
 def test_gamma_beyond_every_shift_is_refused() -> None:
     gamma = np.array([1e30, 1.0], np.float32)
     with pytest.raises(BoundError, match="gamma or beta of a LayerNorm is too large"):
-        convert_sequences.layer_norm(float_ops.LayerNorm(gamma, gamma, 0.0), tensor((2, 1), 1e-4))
+        convert_sequences.layer_norm(float_ops.LayerNorm(gamma, gamma, 0.0), *[tensor((2, 1), 1e-4)] * 2)

