@@ -155,7 +155,7 @@ SPELLINGS: dict[str, dict[str, Act]] = {
     "places": {
         "`nn.Embedding` of `torch.arange`": lambda s, x, m: x + s.place(torch.arange(x.shape[1])),
         "`nn.Parameter`": lambda s, x, m: x + s.row[:, : x.shape[1]],
-        "a buffer": lambda s, x, m: x + s.waves[: x.shape[1]],
+        "a buffer": lambda s, x, m: x + s.get_buffer("waves")[: x.shape[1]],
     },
     "norm": {
         "`nn.LayerNorm`": lambda s, x, m: s.norm(x),
@@ -196,7 +196,8 @@ def became(part: str, spelling: str) -> tuple[str, str]:
     """
     module = _made(_Shorter, _looked_up) if spelling == "`F.embedding`" else _made(Tokens, SPELLINGS[part][spelling])
     try:
-        net, lengths = _quantized(module), (LONGEST, 7)
+        lengths: tuple[int, ...] = (LONGEST, 7)
+        net = _quantized(module)
     except ModelError:  # something knows the length
         net, lengths = _quantized(module, (LONGEST,)), (LONGEST,)
     for length, tier in itertools.product(lengths, ("numba", "reference")):
@@ -230,7 +231,8 @@ def mistakes_of_tokens() -> dict[str, Callable[[], Any]]:
     def causal(s: Tokens, x: Tensor, mask: Tensor) -> Tensor:
         scores = s.q(x) @ s.k(x).transpose(1, 2)
         later = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
-        return scores.masked_fill(later, -1e9).softmax(-1) @ s.v(x)
+        shares: Tensor = scores.masked_fill(later, -1e9).softmax(-1) @ s.v(x)
+        return shares
 
     def causal_call(s: Tokens, x: Tensor, mask: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(s.q(x)[:, None], s.k(x)[:, None], s.v(x)[:, None], is_causal=True)[:, 0]
