@@ -56,15 +56,15 @@ class PatchTransformer(nn.Module):
         super().__init__()
         self.embed = nn.Linear(_FEATURES, _WIDTH)
         self.positions = nn.Parameter(0.1 * torch.randn(TOKENS, _WIDTH))
-        self.norm0 = nn.LayerNorm(_WIDTH)
+        self.norm0 = nn.LayerNorm(_WIDTH, eps=1e-12)
         self.query = nn.Linear(_WIDTH, _WIDTH)
         self.key = nn.Linear(_WIDTH, _WIDTH)
         self.value = nn.Linear(_WIDTH, _WIDTH)
         self.gather = nn.Linear(_WIDTH, _WIDTH)
-        self.norm1 = nn.LayerNorm(_WIDTH)
+        self.norm1 = nn.LayerNorm(_WIDTH, eps=1e-12)
         self.up = nn.Linear(_WIDTH, _INNER)
         self.down = nn.Linear(_INNER, _WIDTH)
-        self.norm2 = nn.LayerNorm(_WIDTH)
+        self.norm2 = nn.LayerNorm(_WIDTH, eps=1e-12)
         self.head = nn.Linear(_WIDTH, _CLASSES)
 
     def forward(self, patches: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

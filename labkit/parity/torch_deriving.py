@@ -139,7 +139,9 @@ class Deriving:
         step.parameters |= dict(zip(("multipliers", "addends"), found[:2], strict=True))
         step.parameters |= {"shift": torch.tensor(found[2]), "clamp": torch.tensor(step.clamp)}
         scale = before[0].scale.double()
-        step.parameters["epsilon"] = torch.round(len(step.weight) * step.source.epsilon / (scale * scale)).long()
+        counts = bool(step.source.epsilon * 12 > scale * scale)  # more than the variance of the input's own rounding
+        added = torch.round(len(step.weight) * step.source.epsilon / (scale * scale)) if counts else torch.zeros(())
+        step.parameters["epsilon"] = added.long()
 
     def _gelu(self, step: Step, before: Sequence[Step]) -> None:
         self._ranged(step)

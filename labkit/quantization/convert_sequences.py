@@ -89,7 +89,8 @@ def layer_norm(op: float_ops.LayerNorm, source: Tensor, output: Tensor) -> int_o
         if np.all(np.abs(multipliers) < 2**31) and np.all(sums < _LONGEST_SUM):
             clamp = (spec.qmin, spec.qmax)
             squared = float(scale_of(source)) * float(scale_of(source))
-            epsilon = round(len(op.gamma) * op.epsilon / squared)
+            # less than what rounding the input adds to a variance, as BERT's 1e-12, makes no difference
+            epsilon = round(len(op.gamma) * op.epsilon / squared) if 12 * op.epsilon > squared else 0
             return int_ops.LayerNorm(multipliers.astype(np.int32), addends.astype(np.int64), shift, clamp, epsilon)
     raise BoundError(
         f"gamma or beta of a LayerNorm is too large for an output scale of {target:.3g}. Calibrate the output again."
