@@ -374,8 +374,13 @@ def _is_mask(node: IntNode) -> bool:
 
 def _check_integers(node: IntNode, array: NDArray[Any]) -> None:
     if node.output.is_index:
-        if array.dtype.kind not in "iu" or (array.size and (array.min() < 0 or array.max() >= 2**31)):
+        if array.dtype.kind not in "iu":
             raise InputError(f"Input {node.name!r} must hold indices, integers from 0 on, got {array.dtype}.")
+        if array.size and (array.min() < 0 or array.max() >= 2**31):
+            raise InputError(
+                f"Input {node.name!r} must hold indices from 0 to 2**31 - 1, got {array.min()}..{array.max()}. "
+                f"Use the tokenizer that the network was made for."
+            )
         return
     spec, params = node.output.quantized
     if array.dtype.kind not in "iu":

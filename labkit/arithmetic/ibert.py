@@ -79,7 +79,8 @@ def gelu_constants(scale: float) -> GeluConstants:
     if scale > LARGEST_GELU_SCALE:
         raise QuantizationError(
             f"i-GELU drops {GELU_SHIFT} bits of its polynomial and needs an input scale of at most {LARGEST_GELU_SCALE:g}, "
-            f"got {scale:.3g}. Requantize its input to 16 bits first, or use a table of 256 entries."
+            f"got {scale:.3g}. Requantize its input to 16 bits first, with a range of at most -32..32, or give that tensor "
+            f"8 bits in the plan: then the GELU is a table of 256 entries."
         )
     step = scale / _ROOT_OF_2
     b, c = math.floor(_ERF_B / step), math.floor((1 / _ERF_A) / (step * step))
