@@ -96,9 +96,8 @@ def _of(tensors: dict[str, Tensor], names: Sequence[str]) -> tuple[Tensor, ...]:
 
 def _resized(name: str, op: Any, before: int, length: int) -> Any:
     """The operation ``op`` of the node ``name`` for another length; of a FloatGraph or an IntGraph."""
-    is_pool = (
-        hasattr(op, "kernel") and before > 1 and before in (op.kernel[1], op.stride[1])
-    )  # of all places, or of the first
+    # of all places, or of the first
+    is_pool = hasattr(op, "kernel") and before > 1 and before in (op.kernel[1], op.stride[1])
     if isinstance(op, _OF_ONE_LENGTH) or is_pool:
         raise ModelError(
             f"{name}: {type(op).__name__} is made for sequences of length {before} and cannot be had at {length}. Make the "

@@ -30,9 +30,8 @@ __all__ = ["BEST_OF_SENTENCES", "embed", "embed_tokens", "filled_up", "quantize_
 BEST_OF_SENTENCES = replace(BEST, asymmetric=False)
 """`BEST`, but no layer makes up for the errors of those before it: a few thousand tokens do not carry so much (measured)."""
 
-_STEP = (
-    8  # lengths are rounded up to a multiple of this: a net is prepared for each, and a masked token changes no integer
-)
+# Lengths are rounded up to a multiple of this: a net is prepared for each, and a masked token changes no integer.
+_STEP = 8
 
 
 def quantize_encoder(
