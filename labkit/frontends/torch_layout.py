@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from labkit.errors import UnsupportedOperation
-from labkit.frontends.torch_nodes import argument, flat, shape_of, source_of
+from labkit.frontends.torch_nodes import argument, exchanged_axes, flat, permuted_axes, shape_of, source_of
 from labkit.graph import float_ops
 from labkit.graph.float_ops import FloatOp
 
@@ -164,11 +164,7 @@ def permute(node: fx.Node, name: str) -> FloatOp:
     UnsupportedOperation
         It moves the batch axis.
     """
-    rank = len(shape_of(node))
-    axes = flat(argument(node, 1, "dims", ()))
-    if len(axes) == 1 and rank > 1:  # a method takes them one by one
-        axes = [argument(node, 1 + i, "dims", 0) for i in range(rank)]
-    return _order(node, name, [int(axis) % rank for axis in axes])
+    return _order(node, name, permuted_axes(node))
 
 
 def transpose(node: fx.Node, name: str) -> FloatOp:
@@ -179,11 +175,7 @@ def transpose(node: fx.Node, name: str) -> FloatOp:
     UnsupportedOperation
         It moves the batch axis.
     """
-    rank = len(shape_of(node))
-    a, b = (int(argument(node, 1 + i, f"dim{i}", 0)) % rank for i in range(2))
-    axes = list(range(rank))
-    axes[a], axes[b] = b, a
-    return _order(node, name, axes)
+    return _order(node, name, exchanged_axes(node))
 
 
 def upsample(node: fx.Node, name: str) -> FloatOp:

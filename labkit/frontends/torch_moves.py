@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from labkit.errors import UnsupportedOperation
-from labkit.frontends.torch_nodes import argument, flat, shape_of, source_of
+from labkit.frontends.torch_nodes import argument, exchanged_axes, flat, permuted_axes, shape_of, source_of
 from labkit.frontends.torch_translation import Translation
 from labkit.frontends.torch_views import View, permuted, regrouped
 from labkit.graph import float_ops
@@ -83,11 +83,7 @@ def permute(t: Translation, node: fx.Node, name: str) -> View | None:
     UnsupportedOperation
         It moves the batch axis.
     """
-    rank = len(shape_of(node))
-    axes = flat(argument(node, 1, "dims", ()))
-    if len(axes) == 1 and rank > 1:  # a method takes them one by one
-        axes = [argument(node, 1 + i, "dims", 0) for i in range(rank)]
-    return _ordered(t, node, name, [int(axis) % rank for axis in axes])
+    return _ordered(t, node, name, permuted_axes(node))
 
 
 def transpose(t: Translation, node: fx.Node, name: str) -> View | None:
@@ -100,15 +96,7 @@ def transpose(t: Translation, node: fx.Node, name: str) -> View | None:
     UnsupportedOperation
         It moves the batch axis.
     """
-    rank = len(shape_of(node))
-    keys = (("dim0", "axis0"), ("dim1", "axis1"))
-    a, b = (
-        int(argument(node, 1 + i, first, argument(node, 1 + i, second, 0))) % rank
-        for i, (first, second) in enumerate(keys)
-    )
-    axes = list(range(rank))
-    axes[a], axes[b] = b, a
-    return _ordered(t, node, name, axes)
+    return _ordered(t, node, name, exchanged_axes(node))
 
 
 def _ordered(t: Translation, node: fx.Node, name: str, axes: list[int]) -> View | None:

@@ -11,7 +11,18 @@ from torch import fx
 
 from labkit.errors import UnsupportedOperation
 
-__all__ = ["argument", "array_of", "flat", "is_tensor", "optional_array", "shape_of", "source_of", "unsupported"]
+__all__ = [
+    "argument",
+    "array_of",
+    "exchanged_axes",
+    "flat",
+    "is_tensor",
+    "optional_array",
+    "permuted_axes",
+    "shape_of",
+    "source_of",
+    "unsupported",
+]
 
 
 def argument(node: fx.Node, position: int, key: str, default: Any) -> Any:
@@ -38,6 +49,28 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
 def is_tensor(node: fx.Node) -> bool:
     """Whether the result of ``node`` is a tensor."""
     return "shape" in node.meta
+
+
+def permuted_axes(node: fx.Node) -> list[int]:
+    """The order of axes, the batch axis counted, that the call ``node`` of permute asks for."""
+    rank = len(shape_of(node))
+    axes = flat(argument(node, 1, "dims", ()))
+    if len(axes) == 1 and rank > 1:  # a method takes them one by one
+        axes = [argument(node, 1 + i, "dims", 0) for i in range(rank)]
+    return [int(axis) % rank for axis in axes]
+
+
+def exchanged_axes(node: fx.Node) -> list[int]:
+    """The order of axes, the batch axis counted, that the call ``node`` of transpose asks for."""
+    rank = len(shape_of(node))
+    keys = (("dim0", "axis0"), ("dim1", "axis1"))
+    a, b = (
+        int(argument(node, 1 + i, first, argument(node, 1 + i, second, 0))) % rank
+        for i, (first, second) in enumerate(keys)
+    )
+    axes = list(range(rank))
+    axes[a], axes[b] = b, a
+    return axes
 
 
 def flat(value: Any) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +21,15 @@ from labkit.engine.run import run, trace
 from labkit.errors import BoundError, InputError
 from labkit.graph import int_ops
 from labkit.graph.ir import IntGraph
-from labkit.kernels.fast import gelu, softmax_polynomial
+from labkit.kernels.fast import (
+    embedding,
+    factors,
+    gelu,
+    matmul,
+    normalise,
+    softmax_polynomial,
+    softmax_rows,
+)
 from labkit.kernels.kernel_set import REFERENCE
 from labkit.net import IntegerNet
 
@@ -407,3 +417,14 @@ def test_indices_of_an_argmax():
 
 def _first_rows(params, count):
     return {"scale": params.scale[:count], "zero_point": params.zero_point[:count]}
+
+
+_OF_TRANSFORMERS = (embedding, factors, gelu, matmul, normalise, softmax_polynomial, softmax_rows)
+
+
+@pytest.mark.parametrize("module", _OF_TRANSFORMERS, ids=lambda module: module.__name__.rpartition(".")[2])
+def test_kernels_of_transformers_do_not_compute_in_floating_point(module):
+    """Float rules reach them only through `requantize.RULES` and `finish`, which labkit's own rule does not use."""
+    real = r"np\.float\w+|np\.sqrt|\bfloat\(|\.f(?:add|sub|mul|div|ptosi)\(|\.sitofp\(|\bF(?:32|64)\b"
+    found = re.findall(real, inspect.getsource(module))
+    assert not found
