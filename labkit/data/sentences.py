@@ -31,8 +31,9 @@ def read_sentences(path: str | Path) -> tuple[str, ...]:
     try:
         lines = Path(path).read_text("utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"Cannot read sentences from {path}: {error}. Give a text file in UTF-8, one a line."
+            f"Cannot read sentences from {path}: {reason}. Give a text file in UTF-8 with one sentence a line."
         ) from error
     sentences = tuple(line.strip() for line in lines)
     for number, sentence in enumerate(sentences, 1):
